@@ -1,0 +1,1 @@
+//! One table of cases that checks every Kiln device against the reference.

@@ -1,0 +1,1 @@
+//! GGUF and safetensors readers and a GGUF writer for untrusted files.

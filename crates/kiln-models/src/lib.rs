@@ -1,0 +1,1 @@
+//! Language models as Kiln recordings: architectures, tokenizers, chat templates, generation.

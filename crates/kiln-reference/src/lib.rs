@@ -1,0 +1,1 @@
+//! Every Kiln operation, slow and obvious, in f64: the definition of right.
