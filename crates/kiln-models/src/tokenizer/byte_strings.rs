@@ -1,0 +1,112 @@
+//! Many short byte strings in one allocation, and an index from their text to their position.
+
+use std::hash::{BuildHasher, RandomState};
+
+/// A list of byte strings that share one allocation: the texts of a vocabulary.
+///
+/// ```
+/// use kiln_models::tokenizer::ByteStrings;
+///
+/// let texts: ByteStrings = ["a", "", "bc"].into_iter().collect();
+/// assert_eq!(texts.len(), 3);
+/// assert_eq!(texts.get(2), Some(&b"bc"[..]));
+/// assert_eq!(texts.get(3), None);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ByteStrings {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl ByteStrings {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a string.
+    pub fn push(&mut self, text: &[u8]) {
+        self.bytes.extend_from_slice(text);
+        self.ends.push(self.bytes.len());
+    }
+
+    /// The string at `index`, or `None` past the end.
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |previous| self.ends[previous]);
+        Some(&self.bytes[start..end])
+    }
+
+    /// How many strings there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// True without any string.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Every string in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+}
+
+impl<T: AsRef<[u8]>> FromIterator<T> for ByteStrings {
+    fn from_iter<I: IntoIterator<Item = T>>(texts: I) -> Self {
+        let mut list = Self::new();
+        for text in texts {
+            list.push(text.as_ref());
+        }
+        list
+    }
+}
+
+/// From text to position in a [`ByteStrings`], which every call must pass again.
+///
+/// Open addressing with linear probing; the hash is keyed at random, so a file cannot choose texts
+/// that collide.
+#[derive(Debug, Clone)]
+pub(super) struct TextIndex {
+    slots: Box<[u32]>,
+    hasher: RandomState,
+}
+
+const VACANT: u32 = u32::MAX;
+
+impl TextIndex {
+    /// An index with room for `count` texts.
+    pub(super) fn with_capacity(count: usize) -> Self {
+        let slots = (count.max(4) * 2).next_power_of_two();
+        Self { slots: vec![VACANT; slots].into(), hasher: RandomState::new() }
+    }
+
+    /// The id of `text`, if it was inserted.
+    pub(super) fn get(&self, texts: &ByteStrings, text: &[u8]) -> Option<u32> {
+        let id = self.slots[self.slot(texts, text)];
+        (id != VACANT).then_some(id)
+    }
+
+    /// Inserts the text with this id; returns false when an equal text is there already.
+    pub(super) fn insert(&mut self, texts: &ByteStrings, id: u32) -> bool {
+        let Some(text) = texts.get(id as usize) else { return false };
+        let slot = self.slot(texts, text);
+        let vacant = self.slots[slot] == VACANT;
+        if vacant {
+            self.slots[slot] = id;
+        }
+        vacant
+    }
+
+    /// The slot that holds `text`, or the vacant one where it belongs. At least half of the slots
+    /// are vacant, so the probe ends.
+    fn slot(&self, texts: &ByteStrings, text: &[u8]) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(text) as usize & mask;
+        while self.slots[slot] != VACANT && texts.get(self.slots[slot] as usize) != Some(text) {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+}
