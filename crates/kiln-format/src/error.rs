@@ -47,7 +47,9 @@ pub enum FormatError {
         hint: &'static str,
     },
     /// The header is written most significant byte first.
-    #[error("big-endian file: Kiln reads little-endian GGUF only; convert it with llama.cpp's gguf_convert_endian.py")]
+    #[error(
+        "big-endian file: Kiln reads little-endian GGUF only; convert it with llama.cpp's gguf_convert_endian.py"
+    )]
     BigEndian,
     /// The version is not 2 or 3.
     #[error("GGUF version {version} is not supported: Kiln reads versions 2 and 3{}", version_advice(*.version))]
@@ -64,7 +66,9 @@ pub enum FormatError {
         has: u64,
     },
     /// A count in the header is larger than the rest of the file can hold.
-    #[error("header claims {count} {what}, the rest of the file holds at most {limit}: damaged or truncated, download it again")]
+    #[error(
+        "header claims {count} {what}, the rest of the file holds at most {limit}: damaged or truncated, download it again"
+    )]
     Count {
         /// What is counted.
         what: &'static str,
@@ -105,7 +109,9 @@ pub enum FormatError {
         key: String,
     },
     /// The type number of a metadata value is unknown.
-    #[error("metadata key {key:?} has unknown value type {id}: the file is damaged or newer than this version of Kiln")]
+    #[error(
+        "metadata key {key:?} has unknown value type {id}: the file is damaged or newer than this version of Kiln"
+    )]
     UnknownValueType {
         /// The key.
         key: String,
@@ -129,7 +135,9 @@ pub enum FormatError {
         limit: u64,
     },
     /// A boolean is stored as something else than 0 or 1.
-    #[error("metadata key {key:?} has a boolean stored as {byte}, expected 0 or 1: the file is damaged")]
+    #[error(
+        "metadata key {key:?} has a boolean stored as {byte}, expected 0 or 1: the file is damaged"
+    )]
     BoolByte {
         /// The key.
         key: String,
@@ -182,7 +190,9 @@ pub enum FormatError {
         len: i64,
     },
     /// The number of elements or bytes of a tensor overflows.
-    #[error("tensor {tensor:?} of type {ggml_type} and shape {shape:?} is larger than memory can be")]
+    #[error(
+        "tensor {tensor:?} of type {ggml_type} and shape {shape:?} is larger than memory can be"
+    )]
     ShapeOverflow {
         /// The tensor.
         tensor: String,
@@ -192,7 +202,9 @@ pub enum FormatError {
         shape: Vec<usize>,
     },
     /// The type number of a tensor is unknown.
-    #[error("tensor {tensor:?} has unknown type id {id}: the file is damaged or newer than this version of Kiln")]
+    #[error(
+        "tensor {tensor:?} has unknown type id {id}: the file is damaged or newer than this version of Kiln"
+    )]
     UnknownTensorType {
         /// The tensor.
         tensor: String,
@@ -200,7 +212,9 @@ pub enum FormatError {
         id: u32,
     },
     /// The type of a tensor was removed from the format.
-    #[error("tensor {tensor:?} has type {name} (id {id}), which was removed from GGUF: quantise the model again, for example to Q4_0")]
+    #[error(
+        "tensor {tensor:?} has type {name} (id {id}), which was removed from GGUF: quantise the model again, for example to Q4_0"
+    )]
     RemovedTensorType {
         /// The tensor.
         tensor: String,
@@ -269,7 +283,9 @@ pub enum FormatError {
         tensor: String,
     },
     /// Kiln has no kernels for the type of this tensor.
-    #[error("tensor {tensor:?} has type {got}, which Kiln cannot compute with: use a file with only {supported}")]
+    #[error(
+        "tensor {tensor:?} has type {got}, which Kiln cannot compute with: use a file with only {supported}"
+    )]
     UnsupportedType {
         /// The tensor.
         tensor: String,
@@ -280,7 +296,9 @@ pub enum FormatError {
     },
 
     /// A file name does not follow the naming of split models.
-    #[error("this is one of {count} parts, but its name does not end in \"{suffix}\": give the parts their original names back")]
+    #[error(
+        "this is one of {count} parts, but its name does not end in \"{suffix}\": give the parts their original names back"
+    )]
     SplitName {
         /// The number of parts.
         count: usize,
@@ -296,7 +314,9 @@ pub enum FormatError {
         first: PathBuf,
     },
     /// A part of a split model is not there.
-    #[error("part {part} of {count} is missing: {path:?} not found; download it into the same folder")]
+    #[error(
+        "part {part} of {count} is missing: {path:?} not found; download it into the same folder"
+    )]
     MissingSplit {
         /// Number of the missing part, from 1.
         part: usize,
@@ -306,7 +326,9 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// The parts of a split model contradict each other.
-    #[error("part {part} of the split model: {what} is {got}, expected {expected}: the parts are not of one model")]
+    #[error(
+        "part {part} of the split model: {what} is {got}, expected {expected}: the parts are not of one model"
+    )]
     SplitMismatch {
         /// Number of the part, from 1.
         part: usize,
@@ -328,11 +350,13 @@ pub enum FormatError {
         /// Bytes that were given; for streamed data, those until the mismatch was seen.
         got: u64,
     },
-    /// A metadata key to be written is too long.
-    #[error("metadata key {key:?} has {len} bytes, the limit is {limit}")]
-    KeyLength {
+    /// A metadata key or string to be written is too long.
+    #[error("metadata key {key:?}: {what} of {len} bytes, the limit is {limit}")]
+    WriteLength {
         /// The key, cut to a readable length.
         key: String,
+        /// Whether the key itself or a string is too long.
+        what: &'static str,
         /// Its length in bytes.
         len: u64,
         /// The limit in bytes.
@@ -376,11 +400,8 @@ impl FormatError {
 
     /// An [`FormatError::UnsupportedType`] that lists the GGUF types Kiln computes with.
     pub(crate) fn unsupported(tensor: &str, got: GgmlType) -> Self {
-        let supported: Vec<&str> = GgmlType::ALL
-            .iter()
-            .filter(|ty| ty.dtype().is_some())
-            .map(|ty| ty.name())
-            .collect();
+        let supported: Vec<&str> =
+            GgmlType::ALL.iter().filter(|ty| ty.dtype().is_some()).map(|ty| ty.name()).collect();
         FormatError::UnsupportedType {
             tensor: shown(tensor),
             got: got.name().to_owned(),

@@ -1,1 +1,13 @@
-//! LLM inference kernels for Rust: GGUF weights as they lie in the file, one recorded graph, every device.
+//! LLM inference kernels for Rust: GGUF weights as they lie in the file, one recorded graph, every
+//! device.
+//!
+//! Everything of `kiln-core` is at the root: [`Device`], [`Tensor`], [`Recording`] and the
+//! operations in [`ops`]. File formats are in [`format`](mod@format), devices in modules of their
+//! own.
+
+pub use kiln_core::*;
+
+/// The CPU device.
+pub use kiln_cpu as cpu;
+/// GGUF and safetensors files.
+pub use kiln_format as format;

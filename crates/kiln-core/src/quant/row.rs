@@ -55,7 +55,11 @@ pub fn blocks<B: Block>(bytes: &[u8]) -> Result<&[B], QuantError> {
 /// assert_eq!(values, [1.0, -2.0]);
 /// # Ok::<(), kiln_core::quant::QuantError>(())
 /// ```
-pub fn dequantize_row<T: Real>(dtype: DType, bytes: &[u8], out: &mut [T]) -> Result<(), QuantError> {
+pub fn dequantize_row<T: Real>(
+    dtype: DType,
+    bytes: &[u8],
+    out: &mut [T],
+) -> Result<(), QuantError> {
     fn decode<B: Block, T: Real>(bytes: &[u8], out: &mut [T]) -> Result<(), QuantError> {
         let len = out.len();
         let blocks = blocks::<B>(bytes)?;

@@ -59,6 +59,17 @@ macro_rules! arrays {
                 }
             }
 
+            /// The element at `index`; `None` where there are not that many.
+            pub fn get(&self, index: usize) -> Option<Value<'a>> {
+                match self {
+                    $(Array::$variant(values) => values.get(index).copied().map(Value::$variant),)*
+                    Array::Bool(values) => values.get(index).copied().map(Value::Bool),
+                    Array::String(strings) => {
+                        Some(Value::String(Cow::Borrowed(strings.get(index)?)))
+                    }
+                }
+            }
+
             /// The array stored in `bytes`; `starts` are the offsets of strings in them.
             pub(crate) fn from_file(
                 element: ElementType,
@@ -194,7 +205,10 @@ pub struct Strings<'a>(Repr<'a>);
 #[derive(Clone)]
 enum Repr<'a> {
     /// Length-prefixed strings back to back; `starts` are the offsets of the prefixes.
-    File { bytes: &'a [u8], starts: &'a [usize] },
+    File {
+        bytes: &'a [u8],
+        starts: &'a [usize],
+    },
     List(Vec<&'a [u8]>),
 }
 

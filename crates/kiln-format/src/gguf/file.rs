@@ -133,7 +133,7 @@ impl Gguf {
         let mut files = vec![bytes];
         for (part, (bytes, header)) in (1..).zip(parts) {
             files.push(bytes);
-            tensors.extend(header.tensors.into_iter().map(|tensor| TensorInfo { part, ..tensor }));
+            tensors.extend(header.tensors.into_iter().map(|tensor| tensor.in_part(part)));
         }
         split.check_tensors(tensors.len())?;
         let by_name = sorted_by(&tensors, TensorInfo::name)
@@ -190,8 +190,7 @@ impl Gguf {
     /// # Errors
     /// [`FormatError::MissingTensor`].
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo, FormatError> {
-        self.find_tensor(name)
-            .ok_or_else(|| FormatError::MissingTensor { tensor: shown(name) })
+        self.find_tensor(name).ok_or_else(|| FormatError::MissingTensor { tensor: shown(name) })
     }
 
     /// The data of the tensor of that name, where it lies: nothing is copied, and the bytes stay

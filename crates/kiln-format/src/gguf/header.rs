@@ -30,7 +30,7 @@ pub struct TensorInfo {
     shape: [usize; MAX_AXES],
     offset: u64,
     bytes: usize,
-    pub(crate) part: u32,
+    part: u32,
 }
 
 impl TensorInfo {
@@ -49,9 +49,7 @@ impl TensorInfo {
     /// # Errors
     /// [`FormatError::UnsupportedType`] where Kiln has no kernels for the type in the file.
     pub fn dtype(&self) -> Result<DType, FormatError> {
-        self.ggml_type
-            .dtype()
-            .ok_or_else(|| FormatError::unsupported(&self.name, self.ggml_type))
+        self.ggml_type.dtype().ok_or_else(|| FormatError::unsupported(&self.name, self.ggml_type))
     }
 
     /// Axis lengths in row-major order: the last axis is contiguous. This is the reverse of the
@@ -73,6 +71,11 @@ impl TensorInfo {
     /// Offset of the first byte from the start of the file, or of the part that holds it.
     pub fn file_offset(&self) -> u64 {
         self.offset
+    }
+
+    /// This tensor as one of part `part`, from 0.
+    pub(crate) fn in_part(self, part: u32) -> Self {
+        Self { part, ..self }
     }
 
     /// The part that holds the data, from 0; always 0 where the model is one file.
@@ -158,10 +161,11 @@ fn bounded(
     min_bytes: u64,
 ) -> Result<usize, FormatError> {
     let limit = cursor.remaining() as u64 / min_bytes;
-    usize::try_from(count)
-        .ok()
-        .filter(|_| count <= limit)
-        .ok_or(FormatError::Count { what, count, limit })
+    usize::try_from(count).ok().filter(|_| count <= limit).ok_or(FormatError::Count {
+        what,
+        count,
+        limit,
+    })
 }
 
 /// A metadata entry as it lies in the file.
@@ -270,33 +274,19 @@ fn read_tensor(cursor: &mut Cursor) -> Result<TensorInfo, FormatError> {
     let mut shape = [1; MAX_AXES];
     for axis in (0..axes as usize).rev() {
         let len = cursor.u64()?;
-        shape[axis] = i64::try_from(len)
-            .ok()
-            .and_then(|len| usize::try_from(len).ok())
-            .ok_or_else(|| FormatError::AxisLength {
-                tensor: shown(name),
-                axis,
-                len: len.cast_signed(),
+        shape[axis] =
+            i64::try_from(len).ok().and_then(|len| usize::try_from(len).ok()).ok_or_else(|| {
+                FormatError::AxisLength { tensor: shown(name), axis, len: len.cast_signed() }
             })?;
     }
     let id = cursor.u32()?;
     let ggml_type = GgmlType::from_id(id).ok_or_else(|| match GgmlType::removed_name(id) {
-        Some(removed) => {
-            FormatError::RemovedTensorType { tensor: shown(name), id, name: removed }
-        }
+        Some(removed) => FormatError::RemovedTensorType { tensor: shown(name), id, name: removed },
         None => FormatError::UnknownTensorType { tensor: shown(name), id },
     })?;
     let bytes = layout::tensor_bytes(name, ggml_type, &shape[..axes as usize])?;
     let offset = cursor.u64()?;
-    Ok(TensorInfo {
-        name: name.into(),
-        ggml_type,
-        axes: axes as u8,
-        shape,
-        offset,
-        bytes,
-        part: 0,
-    })
+    Ok(TensorInfo { name: name.into(), ggml_type, axes: axes as u8, shape, offset, bytes, part: 0 })
 }
 
 /// Checks that the data of each tensor follows the one before and lies inside the file; makes

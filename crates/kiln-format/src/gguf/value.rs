@@ -211,6 +211,41 @@ impl<'a> Value<'a> {
     }
 }
 
+/// Short and safe to print: control characters and bytes that are not text are escaped, and only
+/// the first elements of an array are shown.
+///
+/// ```
+/// use kiln_format::Value;
+/// assert_eq!(Value::from("a\n").to_string(), r#""a\n""#);
+/// assert_eq!(Value::from(vec![1u8; 100]).to_string(), "[1, 1, 1, 1, 1, 1, 1, 1, ... 100 in all]");
+/// ```
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        match self {
+            Value::Array(array) => {
+                f.write_str("[")?;
+                for index in 0..array.len().min(SHOWN) {
+                    let Some(element) = array.get(index) else { break };
+                    write!(f, "{}{element}", if index == 0 { "" } else { ", " })?;
+                }
+                if array.len() > SHOWN {
+                    write!(f, ", ... {} in all", array.len())?;
+                }
+                f.write_str("]")
+            }
+            Value::String(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => write!(f, "{text:?}"),
+                Err(_) => write!(f, "\"{}\"", bytes.escape_ascii()),
+            },
+            Value::F32(x) => write!(f, "{x}"),
+            Value::F64(x) => write!(f, "{x}"),
+            Value::Bool(x) => write!(f, "{x}"),
+            integer => write!(f, "{}", integer.as_integer().unwrap_or_default()),
+        }
+    }
+}
+
 macro_rules! from_scalars {
     ($($type:ty => $variant:ident),*) => {
         $(

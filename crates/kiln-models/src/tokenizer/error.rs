@@ -1,11 +1,15 @@
 //! What can be wrong with a vocabulary: errors that stop, warnings that are kept for the caller.
 
+use kiln_format::FormatError;
 use thiserror::Error;
 
 /// A vocabulary that cannot become a [`Tokenizer`](super::Tokenizer).
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
+    /// The metadata of the model file does not hold a vocabulary.
+    #[error(transparent)]
+    Metadata(#[from] FormatError),
     /// `tokenizer.ggml.model` names an algorithm that is not implemented.
     #[error(
         "tokenizer model `{model}` is not supported (supported: {supported}); \

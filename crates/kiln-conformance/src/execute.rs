@@ -1,0 +1,235 @@
+//! Running the body of a case on a device.
+
+use crate::compare::compare;
+use crate::outcome::{Failure, Figures, Outcome, Problem};
+use crate::program::{Agreement, Broken, Check, Equality, Program, Slot, Source};
+use crate::reject;
+use crate::stage::{Outputs, Stage, Trespass};
+use kiln_core::ops::Op;
+use kiln_core::{Barriers, Device, Executable, PlanOptions, Tensor};
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// The body of a case with the outputs of the reference, one set for every round.
+pub(crate) struct Prepared(Result<(Program, Vec<Outputs>), String>);
+
+const UNFUSED: PlanOptions = PlanOptions { fuse: false, barriers: Barriers::Hazards };
+const FUSED: PlanOptions = PlanOptions { fuse: true, barriers: Barriers::Hazards };
+const EVERY_STEP: PlanOptions = PlanOptions { fuse: true, barriers: Barriers::EveryStep };
+
+/// Runs of a plan with each kind of barriers: a missing one need not show at once.
+const BARRIER_RUNS: usize = 4;
+
+/// Computes the outputs of the reference.
+pub(crate) fn prepare(program: Program) -> Prepared {
+    if matches!(program.check, Check::Rejected(_)) {
+        return Prepared(Ok((program, Vec::new())));
+    }
+    let outputs = guard(|| {
+        let device = kiln_reference::device();
+        let mut stage = Stage::new(&device, &program, true).map_err(error("reference"))?;
+        let executable = record(&stage, &device, &program, Ops { list: &program.ops, options: UNFUSED, during: "reference" })?;
+        play(&mut stage, &program, &executable, "reference")
+    });
+    Prepared(match outputs {
+        Ok(Ok(outputs)) => Ok((program, outputs)),
+        Ok(Err(failure)) => Err(failure.to_string()),
+        Err(panic) => Err(format!("the reference panicked: {panic}")),
+    })
+}
+
+impl Prepared {
+    pub(crate) fn broken(broken: Broken) -> Self {
+        Self(Err(broken.to_string()))
+    }
+
+    pub(crate) fn run(&self, device: &Device) -> Outcome {
+        let failed = |during: &str, problem| {
+            let during = during.to_owned();
+            Outcome::Failed(Failure { during, output: None, problem, difference: None })
+        };
+        let (program, expected) = match &self.0 {
+            Ok(prepared) => prepared,
+            Err(message) => return failed("preparing", Problem::Harness(message.clone())),
+        };
+        let outcome = guard(|| match &program.check {
+            Check::Rejected(rejection) => reject::run(device, program, rejection),
+            _ => match check(device, program, expected) {
+                Ok(worst) => Outcome::Passed { worst },
+                Err(failure) => Outcome::Failed(failure),
+            },
+        });
+        outcome.unwrap_or_else(|panic| failed("running", Problem::Panic(panic)))
+    }
+}
+
+/// Runs `f`; the message of a panic is an error.
+fn guard<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without a message".to_owned())
+    })
+}
+
+fn error<E: std::fmt::Display>(during: &str) -> impl Fn(E) -> Failure {
+    let during = during.to_owned();
+    move |error| Failure {
+        during: during.clone(),
+        output: None,
+        problem: Problem::Error(error.to_string()),
+        difference: None,
+    }
+}
+
+fn check(device: &Device, program: &Program, expected: &[Outputs]) -> Result<Figures, Failure> {
+    let mut stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+    let ops = |list, options, during| Ops { list, options, during };
+    let main = record(&stage, device, program, ops(&program.ops, FUSED, "first run"))?;
+    let first = play(&mut stage, program, &main, "first run")?;
+    let mut worst = Figures::default();
+    agree(program, "first run", &first, expected, None, &mut worst)?;
+    let mut repeat = |executable: &Executable, during: &str, equality| {
+        let outputs = play(&mut stage, program, executable, during)?;
+        agree(program, during, &outputs, &first, Some(equality), &mut worst)
+    };
+    repeat(&main, "second run", Equality::Bits)?;
+    match &program.check {
+        Check::Reference | Check::Replay(_) | Check::Rejected(_) => {}
+        Check::Variant(list, equality) => {
+            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+            variant(stage, device, program, (ops(list, FUSED, "variant"), *equality), &first, &mut worst)?;
+        }
+        Check::Fusion(name) => {
+            let steps: Vec<_> = main.plan().steps().iter().map(|step| step.op.name()).collect();
+            if !steps.contains(name) {
+                let steps = steps.into_iter().map(str::to_owned).collect();
+                let problem = Problem::NotFused { expected: (*name).to_owned(), steps };
+                let during = "planning".to_owned();
+                return Err(Failure { during, output: None, problem, difference: None });
+            }
+            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+            let plain = ops(&program.ops, UNFUSED, "without fusion");
+            variant(stage, device, program, (plain, Equality::Bits), &first, &mut worst)?;
+        }
+        Check::Barriers => {
+            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+            for _ in 1..BARRIER_RUNS {
+                repeat(&main, "with barriers at hazards", Equality::Bits)?;
+            }
+            let all = ops(&program.ops, EVERY_STEP, "with a barrier before every step");
+            variant(stage, device, program, (all, Equality::Bits), &first, &mut worst)?;
+        }
+    }
+    Ok(worst)
+}
+
+/// Operations to record, and what that is called in messages.
+#[derive(Clone, Copy)]
+struct Ops<'a> {
+    list: &'a [Op<Slot>],
+    options: PlanOptions,
+    during: &'a str,
+}
+
+fn record(
+    stage: &Stage,
+    device: &Device,
+    program: &Program,
+    ops: Ops<'_>,
+) -> Result<Executable, Failure> {
+    let mut rec = device.record();
+    let tensors = stage.bind(program, &rec).map_err(error(ops.during))?;
+    for op in ops.list {
+        let op: Result<Op<Tensor>, Infallible> = op.try_map(|_, slot| Ok(tensors[slot.0].clone()));
+        let Ok(op) = op;
+        rec.push(op).map_err(error(ops.during))?;
+    }
+    rec.finish_with(ops.options).map_err(error(ops.during))
+}
+
+/// Runs an executable, once for every round, and reads the outputs of each.
+fn play(
+    stage: &mut Stage,
+    program: &Program,
+    executable: &Executable,
+    during: &str,
+) -> Result<Vec<Outputs>, Failure> {
+    let rounds: &[Vec<(Slot, Vec<u8>)>] = match &program.check {
+        Check::Replay(rounds) => rounds,
+        _ => &[],
+    };
+    for &(slot, _) in rounds.iter().flatten() {
+        if let Source::Host(bytes, _) = &program.operands[slot.0].source {
+            stage.write(slot, bytes).map_err(error(during))?;
+        }
+    }
+    stage.reset().map_err(error(during))?;
+    let mut all = Vec::with_capacity(1 + rounds.len());
+    for round in std::iter::once(&Vec::new()).chain(rounds) {
+        for (slot, bytes) in round {
+            stage.write(*slot, bytes).map_err(error(during))?;
+        }
+        executable.run().map_err(error(during))?;
+        let outputs = stage.collect().map_err(error(during))?;
+        all.push(outputs.map_err(|trespass| trespassed(program, during, &trespass))?);
+    }
+    Ok(all)
+}
+
+fn trespassed(program: &Program, during: &str, trespass: &Trespass) -> Failure {
+    let Trespass { slot, inside, offset, .. } = *trespass;
+    let problem =
+        if inside { Problem::WroteInput { offset } } else { Problem::WroteOutside { offset } };
+    let name = match reject::field(program, slot) {
+        Some(_) if program.is_written(slot) => program.output_name(slot),
+        Some(field) => field.to_owned(),
+        None => format!("operand {}", slot.0),
+    };
+    Failure { during: during.to_owned(), output: Some(name), problem, difference: None }
+}
+
+/// Runs other operations, or the same under another plan, and compares.
+fn variant(
+    mut stage: Stage,
+    device: &Device,
+    program: &Program,
+    (ops, equality): (Ops<'_>, Equality),
+    first: &[Outputs],
+    worst: &mut Figures,
+) -> Result<(), Failure> {
+    let executable = record(&stage, device, program, ops)?;
+    let outputs = play(&mut stage, program, &executable, ops.during)?;
+    agree(program, ops.during, &outputs, first, Some(equality), worst)
+}
+
+/// Compares all outputs of all rounds; `None` compares with the reference.
+fn agree(
+    program: &Program,
+    during: &str,
+    got: &[Outputs],
+    expected: &[Outputs],
+    equality: Option<Equality>,
+    worst: &mut Figures,
+) -> Result<(), Failure> {
+    for (round, (got, expected)) in got.iter().zip(expected).enumerate() {
+        for ((slot, got), (_, expected)) in got.iter().zip(expected) {
+            let operand = &program.operands[slot.0];
+            let agreement = match equality {
+                Some(Equality::Bits) => Agreement::Exact,
+                Some(Equality::Bounds) | None => operand.agreement,
+            };
+            match compare(operand, agreement, got, expected) {
+                Ok(figures) if figures.share() > worst.share() => *worst = figures,
+                Ok(_) => {}
+                Err((problem, difference)) => {
+                    let during =
+                        if round == 0 { during.to_owned() } else { format!("{during}, round {round}") };
+                    let output = Some(program.output_name(*slot));
+                    return Err(Failure { during, output, problem, difference });
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! AVX2 with FMA and F16C: two registers per vector. With AVX-VNNI the byte products are one
+//! instruction; without, they are widened to 16 bits, which no byte value can overflow.
+
+use super::{LANES, Simd};
+use std::arch::x86_64::*;
+
+/// Proof that AVX2, FMA and F16C (and AVX-VNNI) are there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2<const VNNI: bool>(());
+
+impl<const VNNI: bool> Avx2<VNNI> {
+    /// The token, where the machine has the instructions.
+    pub(crate) fn new() -> Option<Self> {
+        let there = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
+        there.then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn enabled<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn enabled_vnni<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// Wraps intrinsics that only compute.
+macro_rules! compute {
+    ($e:expr) => {{
+        // SAFETY: the token proves that the instructions are there; no memory is touched.
+        unsafe { $e }
+    }};
+}
+
+#[inline(always)]
+fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
+    [f(a[0], b[0]), f(a[1], b[1])]
+}
+
+#[inline(always)]
+fn dot_bytes<const VNNI: bool>(acc: __m256i, w: __m256i, y: __m256i) -> __m256i {
+    if VNNI {
+        return compute!(_mm256_dpbusd_avx_epi32(acc, w, y));
+    }
+    compute!({
+        // Products of 16-bit lanes at the even and the odd bytes, summed in pairs.
+        let low = _mm256_set1_epi16(0xff);
+        let even = _mm256_madd_epi16(
+            _mm256_and_si256(w, low),
+            _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(y)),
+        );
+        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(y));
+        _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+    })
+}
+
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    const NAME: &'static str = if VNNI { "avx-vnni" } else { "avx2" };
+    const COLUMNS: usize = 4;
+
+    #[inline(always)]
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: the token proves that the instructions are there.
+        unsafe { if VNNI { enabled_vnni(work) } else { enabled(work) } }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        compute!([_mm256_set1_ps(value); 2])
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: 16 readable values, by the contract.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, v: Self::F) {
+        // SAFETY: 16 writable values, by the contract.
+        unsafe {
+            _mm256_storeu_ps(to, v[0]);
+            _mm256_storeu_ps(to.add(8), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::F {
+        // SAFETY: 16 readable values, by the contract.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u16) -> Self::F {
+        // SAFETY: 16 readable values, by the contract.
+        let halves = unsafe {
+            [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast())]
+        };
+        halves.map(|half| {
+            compute!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
+        })
+    }
+
+    #[inline(always)]
+    fn spread(self, values: [f32; 4]) -> Self::F {
+        let [a, b, c, d] = values;
+        compute!([
+            _mm256_setr_ps(a, a, a, a, b, b, b, b),
+            _mm256_setr_ps(c, c, c, c, d, d, d, d),
+        ])
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| compute!(_mm256_add_ps(a, b)))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| compute!(_mm256_sub_ps(a, b)))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| compute!(_mm256_mul_ps(a, b)))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| compute!(_mm256_div_ps(a, b)))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        compute!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both(a, b, |a, b| compute!(_mm256_max_ps(a, b)))
+    }
+
+    #[inline(always)]
+    fn round(self, v: Self::F) -> Self::F {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        v.map(|v| compute!(_mm256_round_ps::<NEAREST>(v)))
+    }
+
+    #[inline(always)]
+    fn exp2_int(self, v: Self::F) -> Self::F {
+        v.map(|v| {
+            compute!({
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn to_array(self, v: Self::F) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array has 16 values.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        lanes
+    }
+
+    #[inline(always)]
+    fn fma1(self, a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn half_to_float(self, bits: u16) -> f32 {
+        compute!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+    }
+
+    #[inline(always)]
+    fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F {
+        both(v, value, |v, value| {
+            compute!(_mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(v, _mm256_set1_ps(limit)), value))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> Self::I {
+        compute!([_mm256_set1_epi32(value); 2])
+    }
+
+    #[inline(always)]
+    unsafe fn load_int(self, from: *const i32) -> Self::I {
+        // SAFETY: 16 readable values, by the contract.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())] }
+    }
+
+    #[inline(always)]
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
+        both(a, b, |a, b| compute!(_mm256_add_epi32(a, b)))
+    }
+
+    #[inline(always)]
+    fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
+        v.map(|v| compute!(_mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))))
+    }
+
+    #[inline(always)]
+    fn to_float(self, v: Self::I) -> Self::F {
+        v.map(|v| compute!(_mm256_cvtepi32_ps(v)))
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
+        [dot_bytes::<VNNI>(acc[0], w[0], y[0]), dot_bytes::<VNNI>(acc[1], w[1], y[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8) -> Self::B {
+        // SAFETY: 64 readable bytes, by the contract.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_bytes4(self, from: *const u8) -> Self::B {
+        // SAFETY: 4 readable bytes, by the contract.
+        unsafe { [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn twice_bytes32(self, from: *const u8) -> Self::B {
+        // SAFETY: 32 readable bytes, by the contract.
+        unsafe { [_mm256_loadu_si256(from.cast()); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn join_bytes32(self, a: *const u8, b: *const u8) -> Self::B {
+        // SAFETY: 32 readable bytes at each, by the contract.
+        unsafe { [_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn twice_bytes16(self, a: *const u8, b: *const u8) -> Self::B {
+        // SAFETY: 16 readable bytes at each, by the contract.
+        unsafe {
+            [
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(a.cast())),
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(b.cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn shr_bytes(self, v: Self::B, counts: [u32; 4]) -> Self::B {
+        let [a, b, c, d] = counts.map(i64::from);
+        compute!([
+            _mm256_srlv_epi64(v[0], _mm256_setr_epi64x(a, a, b, b)),
+            _mm256_srlv_epi64(v[1], _mm256_setr_epi64x(c, c, d, d)),
+        ])
+    }
+
+    #[inline(always)]
+    fn shl_bytes<const N: u32>(self, v: Self::B) -> Self::B {
+        v.map(|v| compute!(_mm256_sll_epi16(v, _mm_cvtsi32_si128(N as i32))))
+    }
+
+    #[inline(always)]
+    fn and_bytes(self, v: Self::B, mask: u8) -> Self::B {
+        v.map(|v| compute!(_mm256_and_si256(v, _mm256_set1_epi8(mask as i8))))
+    }
+
+    #[inline(always)]
+    fn xor_bytes(self, v: Self::B, mask: u8) -> Self::B {
+        v.map(|v| compute!(_mm256_xor_si256(v, _mm256_set1_epi8(mask as i8))))
+    }
+
+    #[inline(always)]
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        both(a, b, |a, b| compute!(_mm256_or_si256(a, b)))
+    }
+
+    #[inline(always)]
+    fn bytes_of_bits(self, bits: u64) -> Self::B {
+        [bits as u32, (bits >> 32) as u32].map(|bits| {
+            compute!({
+                // Byte i gets the byte of the word that holds its bit, then its own bit is tested.
+                let spread = _mm256_setr_epi64x(
+                    0,
+                    0x0101_0101_0101_0101,
+                    0x0202_0202_0202_0202,
+                    0x0303_0303_0303_0303,
+                );
+                let word = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+                let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(word, bit), bit);
+                _mm256_and_si256(set, _mm256_set1_epi8(1))
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn lookup(self, v: Self::B, table: &[u8; 16]) -> Self::B {
+        // SAFETY: the table has 16 bytes.
+        let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
+        v.map(|v| compute!(_mm256_shuffle_epi8(table, v)))
+    }
+
+    #[inline(always)]
+    fn widen_bytes(self, v: Self::B) -> [Self::F; 4] {
+        let widen = |quarter: __m128i| {
+            compute!([
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(quarter)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(quarter))),
+            ])
+        };
+        let low = |v: __m256i| compute!(_mm256_castsi256_si128(v));
+        let high = |v: __m256i| compute!(_mm256_extracti128_si256::<1>(v));
+        [widen(low(v[0])), widen(high(v[0])), widen(low(v[1])), widen(high(v[1]))]
+    }
+}

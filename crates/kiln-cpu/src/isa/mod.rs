@@ -1,0 +1,237 @@
+//! Instruction sets, chosen at run time. Holding a token proves that the set is there.
+//!
+//! Kernels are written once over [`Simd`], whose vectors have 16 lanes of f32 or i32, or 64 bytes,
+//! on every instruction set. A kernel runs inside [`Simd::run`], where the compiler may use the
+//! instructions of the token; all of it must be inlined there.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+pub(crate) use scalar::Scalar;
+
+/// Lanes of a vector of f32 or i32.
+pub(crate) const LANES: usize = 16;
+
+/// Vector operations of one instruction set.
+///
+/// Every method is inlined into its caller, which runs inside [`Simd::run`].
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+
+    /// Name for people.
+    const NAME: &'static str;
+
+    /// Columns of a matrix-product tile: what fits the registers.
+    const COLUMNS: usize;
+
+    /// Calls `work` with the instruction set enabled.
+    fn run<R>(self, work: impl FnOnce() -> R) -> R;
+
+    fn splat(self, value: f32) -> Self::F;
+    /// # Safety
+    /// 16 readable values.
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// 16 writable values.
+    unsafe fn store(self, to: *mut f32, v: Self::F);
+    /// # Safety
+    /// 16 readable f16.
+    unsafe fn load_f16(self, from: *const u16) -> Self::F;
+    /// # Safety
+    /// 16 readable bf16.
+    unsafe fn load_bf16(self, from: *const u16) -> Self::F;
+    /// Lane `l` is `values[l / 4]`.
+    fn spread(self, values: [f32; 4]) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, v: Self::F) -> Self::F;
+    /// `2^v` of integers in `-126..=127`.
+    fn exp2_int(self, v: Self::F) -> Self::F;
+    fn to_array(self, v: Self::F) -> [f32; LANES];
+
+    /// `a * b + c` of scalars, fused where the hardware can.
+    fn fma1(self, a: f32, b: f32, c: f32) -> f32;
+
+    /// One f16.
+    fn half_to_float(self, bits: u16) -> f32;
+
+    /// The sum of the lanes, as a tree of halves.
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        tree(self.to_array(v), |a, b| a + b)
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn maximum(self, v: Self::F) -> f32 {
+        tree(self.to_array(v), f32::max)
+    }
+
+    /// `e^v`, relative error below 2e-7; 0 below -87.3, clamped above 88.
+    #[inline(always)]
+    fn exp(self, v: Self::F) -> Self::F {
+        let clamped = self.max(v, self.splat(-87.33));
+        let clamped = self.sub(self.splat(0.0), self.max(self.sub(self.splat(0.0), clamped), self.splat(-88.0)));
+        let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts, so that the reduced argument keeps all its bits.
+        let r = self.fma(n, self.splat(-0.693_359_375), clamped);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(EXP_COEFFICIENTS[0]);
+        for coefficient in &EXP_COEFFICIENTS[1..] {
+            p = self.fma(p, r, self.splat(*coefficient));
+        }
+        let value = self.mul(p, self.exp2_int(n));
+        self.zero_below(v, -87.33, value)
+    }
+
+    /// `value` where `v >= limit`, else 0.
+    fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F;
+
+    fn splat_int(self, value: i32) -> Self::I;
+    /// # Safety
+    /// 16 readable values.
+    unsafe fn load_int(self, from: *const i32) -> Self::I;
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl_int<const N: u32>(self, v: Self::I) -> Self::I;
+    fn to_float(self, v: Self::I) -> Self::F;
+    /// Adds to each lane the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `y`.
+    fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I;
+
+    /// # Safety
+    /// 64 readable bytes.
+    unsafe fn load_bytes(self, from: *const u8) -> Self::B;
+    /// The 4 bytes at `from`, 16 times.
+    ///
+    /// # Safety
+    /// 4 readable bytes.
+    unsafe fn splat_bytes4(self, from: *const u8) -> Self::B;
+    /// 32 bytes twice.
+    ///
+    /// # Safety
+    /// 32 readable bytes.
+    unsafe fn twice_bytes32(self, from: *const u8) -> Self::B;
+    /// 32 bytes of `a`, then of `b`.
+    ///
+    /// # Safety
+    /// 32 readable bytes at each.
+    unsafe fn join_bytes32(self, a: *const u8, b: *const u8) -> Self::B;
+    /// 16 bytes of `a` twice, then of `b` twice.
+    ///
+    /// # Safety
+    /// 16 readable bytes at each.
+    unsafe fn twice_bytes16(self, a: *const u8, b: *const u8) -> Self::B;
+    /// Shifts the bytes of each quarter right by its count. Bits from the neighbouring byte may
+    /// come in at the top: mask them off with [`Simd::and_bytes`].
+    fn shr_bytes(self, v: Self::B, counts: [u32; 4]) -> Self::B;
+    /// Shifts bytes left, whose upper `N` bits are zero.
+    fn shl_bytes<const N: u32>(self, v: Self::B) -> Self::B;
+    fn and_bytes(self, v: Self::B, mask: u8) -> Self::B;
+    fn xor_bytes(self, v: Self::B, mask: u8) -> Self::B;
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Byte `i` is bit `i` of `bits`.
+    fn bytes_of_bits(self, bits: u64) -> Self::B;
+    /// `table[v]` of bytes below 16.
+    fn lookup(self, v: Self::B, table: &[u8; 16]) -> Self::B;
+    /// Unsigned bytes as f32, by quarters.
+    fn widen_bytes(self, v: Self::B) -> [Self::F; 4];
+}
+
+/// `e^r` for `|r| <= ln(2) / 2`, highest power first: minimax, relative error below 1e-7.
+const EXP_COEFFICIENTS: [f32; 7] = [
+    1.390_682_4e-3,
+    8.332_854e-3,
+    4.166_671e-2,
+    1.666_666_5e-1,
+    0.5,
+    1.0,
+    1.0,
+];
+
+#[inline(always)]
+fn tree(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = lanes;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
+}
+
+/// The best instruction set of this machine, or a chosen one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Isa {
+    /// Plain Rust.
+    Scalar(Scalar),
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<false>),
+    /// AVX2 with AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<true>),
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(avx512::Avx512Vnni),
+    /// Advanced SIMD.
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+}
+
+impl Isa {
+    /// Every instruction set of this machine, the fastest first.
+    pub(crate) fn available() -> Vec<Isa> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(avx512::Avx512Vnni::new().map(Isa::Avx512Vnni));
+            all.extend(avx2::Avx2::<true>::new().map(Isa::AvxVnni));
+            all.extend(avx2::Avx2::<false>::new().map(Isa::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(neon::Neon::new().map(Isa::Neon));
+        all.push(Isa::Scalar(Scalar));
+        all
+    }
+
+    /// Name for people and for the choice of one.
+    pub(crate) fn name(self) -> &'static str {
+        fn name<S: Simd>(_: S) -> &'static str {
+            S::NAME
+        }
+        with_simd!(self, simd => name(simd))
+    }
+}
+
+/// Evaluates an expression, generic over the token, for the chosen instruction set.
+macro_rules! with_simd {
+    ($isa:expr, $simd:ident => $work:expr) => {
+        match $isa {
+            $crate::isa::Isa::Scalar($simd) => $work,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Isa::Avx2($simd) => $work,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Isa::AvxVnni($simd) => $work,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Isa::Avx512Vnni($simd) => $work,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Isa::Neon($simd) => $work,
+        }
+    };
+}
+pub(crate) use with_simd;

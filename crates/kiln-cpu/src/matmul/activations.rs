@@ -1,0 +1,254 @@
+//! Activations made ready for a matrix product: quantised, or in f32, packed by tiles of columns.
+//!
+//! A column is one row of the input. Quantised activations have 15 bits, as two signed bytes
+//! `128 * high + low`, with one scale per 32 values: the product with a weight byte is exact in i32
+//! over a group, so that a result depends neither on the instruction set nor on the tile.
+
+use super::format::CHUNK;
+use crate::isa::Simd;
+use std::ops::Range;
+
+/// Values that share a scale.
+pub(crate) const SCALE_GROUP: usize = 32;
+
+/// Largest magnitude of a quantised activation: both bytes stay in their ranges.
+const LARGEST: f32 = 127.0 * 128.0;
+
+/// What a packed buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// For [`super::mat_vec`]: column after column.
+    Columns,
+    /// For [`super::mat_mat`]: by tiles of columns.
+    Tiles,
+    /// f32 column after column.
+    FloatColumns,
+    /// f32 by tiles of columns.
+    FloatTiles,
+}
+
+/// Sizes of a packed matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) packing: Packing,
+    /// Values of a column, a multiple of [`CHUNK`]; past the input's `k` they are zero.
+    pub(crate) depth: usize,
+    /// Columns, those of padding included.
+    pub(crate) columns: usize,
+    /// Columns in a full tile.
+    pub(crate) tile: usize,
+}
+
+/// Byte offsets of the parts of a tile (or of one column).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts {
+    pub(crate) high: usize,
+    pub(crate) low: usize,
+    /// f32: scales by 32 (tiles) or by 16 (columns).
+    pub(crate) scales: usize,
+    /// Sums for formats with a scale per 16 values.
+    pub(crate) by_16: Sums,
+    /// Sums for formats with a scale per 32 values; columns have none.
+    pub(crate) by_32: Sums,
+    /// Bytes in all.
+    pub(crate) bytes: usize,
+}
+
+/// Sums of quantised values: what biases and minima of weights are multiplied with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    /// i32: negated sums of groups (tiles) or of fours (columns).
+    pub(crate) negated: usize,
+    /// f32: scale times sum, by groups.
+    pub(crate) scaled: usize,
+}
+
+impl Parts {
+    /// The sums for a format with that many values per scale.
+    #[inline(always)]
+    pub(crate) fn sums(&self, group: usize) -> Sums {
+        if group == 16 { self.by_16 } else { self.by_32 }
+    }
+}
+
+impl Layout {
+    /// The parts of a tile of `columns`.
+    #[inline(always)]
+    pub(crate) fn parts(&self, columns: usize) -> Parts {
+        let values = self.depth * columns;
+        let mut end = 2 * values;
+        let mut part = |len: usize| {
+            let start = end;
+            end += 4 * len;
+            start
+        };
+        let (mut by_16, mut by_32) = (Sums::default(), Sums::default());
+        let scales = match self.packing {
+            Packing::Columns => {
+                by_16 = Sums { negated: part(values / 4), scaled: part(values / 16) };
+                part(values / 16)
+            }
+            Packing::Tiles => {
+                by_16 = Sums { negated: part(values / 16), scaled: part(values / 16) };
+                by_32 = Sums { negated: part(values / 32), scaled: part(values / 32) };
+                part(values / SCALE_GROUP)
+            }
+            Packing::FloatColumns | Packing::FloatTiles => {
+                end = 4 * values;
+                0
+            }
+        };
+        Parts { high: 0, low: values, scales, by_16, by_32, bytes: end.next_multiple_of(64) }
+    }
+
+    /// Tiles, the last of which may be narrower.
+    pub(crate) fn tiles(&self) -> usize {
+        self.columns.div_ceil(self.tile)
+    }
+
+    /// Columns of a tile, and the byte its data starts at.
+    #[inline(always)]
+    pub(crate) fn tile_at(&self, index: usize) -> (Range<usize>, usize) {
+        let start = index * self.tile;
+        (start..self.columns.min(start + self.tile), index * self.parts(self.tile).bytes)
+    }
+
+    /// Bytes of the whole buffer.
+    pub(crate) fn bytes(&self) -> usize {
+        let last = self.columns - (self.tiles() - 1) * self.tile;
+        (self.tiles() - 1) * self.parts(self.tile).bytes + self.parts(last).bytes
+    }
+}
+
+/// 32 quantised values.
+struct Quantized {
+    high: [i8; SCALE_GROUP],
+    low: [i8; SCALE_GROUP],
+    values: [i32; SCALE_GROUP],
+    scale: f32,
+}
+
+#[inline(always)]
+fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
+    let mut largest = [0f32; 16];
+    let mut finite = true;
+    for half in x.chunks_exact(16) {
+        for (largest, value) in largest.iter_mut().zip(half) {
+            *largest = if value.abs() > *largest { value.abs() } else { *largest };
+            finite &= value.is_finite();
+        }
+    }
+    let largest = largest.into_iter().fold(0f32, |a, b| if b > a { b } else { a });
+    // A subnormal maximum would give an infinite inverse; such values are zero here.
+    let inverse = if largest > 1e-30 { LARGEST / largest } else { 0.0 };
+    let mut out = Quantized {
+        high: [0; SCALE_GROUP],
+        low: [0; SCALE_GROUP],
+        values: [0; SCALE_GROUP],
+        scale: if finite { largest / LARGEST } else { f32::NAN },
+    };
+    for i in 0..SCALE_GROUP {
+        // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
+        let shifted = x[i] * inverse + 12_582_912.0;
+        let value = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
+        let value = if finite { value } else { 0 };
+        let high = (value + 64) >> 7;
+        out.values[i] = value;
+        out.high[i] = high as i8;
+        out.low[i] = (value - (high << 7)) as i8;
+    }
+    out
+}
+
+/// Packs one column (a row of the input, padded with zeros to the depth) into its tile.
+///
+/// `column` counts from the start of the tile of `width` columns, whose bytes are `tile`.
+#[inline(always)]
+pub(crate) fn pack_column<S: Simd>(
+    _simd: S,
+    layout: Layout,
+    x: &[f32],
+    tile: &mut TileBytes<'_>,
+    column: usize,
+) {
+    let width = tile.width;
+    let parts = layout.parts(width);
+    match layout.packing {
+        Packing::FloatColumns => tile.floats(column * layout.depth, layout.depth).copy_from_slice(x),
+        Packing::FloatTiles => {
+            let out = tile.floats(0, layout.depth * width);
+            for (out, value) in out.chunks_exact_mut(width).zip(x) {
+                out[column] = *value;
+            }
+        }
+        Packing::Columns => {
+            let depth = layout.depth;
+            for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
+                let q = quantize(x);
+                let at = column * depth + block * SCALE_GROUP;
+                tile.bytes_at(parts.high + at).copy_from_slice(bytemuck::bytes_of(&q.high));
+                tile.bytes_at(parts.low + at).copy_from_slice(bytemuck::bytes_of(&q.low));
+                let fours = q.values.as_chunks::<4>().0;
+                for (i, four) in fours.iter().enumerate() {
+                    tile.set(parts.by_16.negated, at / 4 + i, -four.iter().sum::<i32>());
+                }
+                for (i, half) in q.values.chunks_exact(16).enumerate() {
+                    let sum = half.iter().sum::<i32>() as f32;
+                    tile.set(parts.scales, at / 16 + i, q.scale);
+                    tile.set(parts.by_16.scaled, at / 16 + i, q.scale * sum);
+                }
+            }
+        }
+        Packing::Tiles => {
+            for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
+                let q = quantize(x);
+                for i in 0..SCALE_GROUP / 4 {
+                    let at = (block * (SCALE_GROUP / 4) + i) * width + column;
+                    let four = |bytes: &[i8; 32]| {
+                        i32::from_ne_bytes(std::array::from_fn(|j| bytes[4 * i + j] as u8))
+                    };
+                    tile.set(parts.high, at, four(&q.high));
+                    tile.set(parts.low, at, four(&q.low));
+                }
+                tile.set(parts.scales, block * width + column, q.scale);
+                for (group, sums) in [(16, parts.by_16), (32, parts.by_32)] {
+                    for (i, values) in q.values.chunks_exact(group).enumerate() {
+                        let at = (block * (SCALE_GROUP / group) + i) * width + column;
+                        let sum = values.iter().sum::<i32>();
+                        tile.set(sums.negated, at, -sum);
+                        tile.set(sums.scaled, at, q.scale * sum as f32);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of a tile that is being packed.
+pub(crate) struct TileBytes<'a> {
+    pub(crate) bytes: &'a mut [u8],
+    pub(crate) width: usize,
+}
+
+impl TileBytes<'_> {
+    #[inline(always)]
+    fn bytes_at(&mut self, offset: usize) -> &mut [u8] {
+        &mut self.bytes[offset..offset + SCALE_GROUP]
+    }
+
+    #[inline(always)]
+    fn set<T: bytemuck::Pod>(&mut self, part: usize, index: usize, value: T) {
+        let at = part + index * size_of::<T>();
+        self.bytes[at..at + size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
+    }
+
+    #[inline(always)]
+    fn floats(&mut self, start: usize, len: usize) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.bytes[4 * start..4 * (start + len)])
+    }
+}
+
+/// `k` rounded up to whole chunks.
+pub(crate) fn depth(k: usize) -> usize {
+    k.next_multiple_of(CHUNK)
+}

@@ -1,0 +1,381 @@
+//! Matrix products: the choice of a route, its packing and its tasks.
+
+use crate::exec::{Held, Lowering, Tasks, Workspace};
+use crate::isa::{LANES, Simd, with_simd};
+use crate::matmul::Weights;
+use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
+use crate::matmul::float::{FloatSource, with_float_source};
+use crate::matmul::format::{Format, with_format};
+use crate::matmul::{mat_mat, mat_vec};
+use crate::ops::activation::activate;
+use crate::threads::Scratch;
+use crate::view::View;
+use kiln_core::DType;
+use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, Precision};
+
+/// Identity of a packed input: equal keys mean equal packed bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PackKey {
+    start: usize,
+    dtype: DType,
+    shape: kiln_core::Shape,
+    strides: [usize; 2],
+    input_layout: InputLayout,
+    layout: Layout,
+}
+
+/// A kernel's route, a pure function of the problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Few columns, quantised.
+    MatVec,
+    /// Many columns, quantised.
+    MatMat,
+    /// Few columns, in f32.
+    FloatMatVec,
+    /// Many columns, in f32.
+    FloatMatMat,
+}
+
+/// Chooses the route of a product with `m` columns.
+pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Route {
+    let blocks = weights.iter().all(|weights| weights.dtype.is_quantized());
+    match (blocks && precision == Precision::Fast, m <= mat_vec::MAX_COLUMNS) {
+        (true, true) => Route::MatVec,
+        (true, false) => Route::MatMat,
+        (false, true) => Route::FloatMatVec,
+        (false, false) => Route::FloatMatMat,
+    }
+}
+
+/// The layout of the packed input of a route.
+fn packed_layout(route: Route, m: usize, k: usize, tile: usize) -> Layout {
+    let few = mat_vec::padded_columns(m);
+    let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
+    let (packing, columns, tile) = match route {
+        Route::MatVec => (Packing::Columns, few, few),
+        Route::FloatMatVec => (Packing::FloatColumns, few, few),
+        Route::MatMat => (Packing::Tiles, many, tile),
+        Route::FloatMatMat => (Packing::FloatTiles, many, tile),
+    };
+    Layout { packing, depth: depth(k), columns, tile }
+}
+
+/// The rows of an input in either layout.
+#[derive(Clone, Copy)]
+struct Input {
+    view: View,
+    layout: InputLayout,
+    m: usize,
+    k: usize,
+}
+
+impl Input {
+    fn new(view: View, layout: InputLayout) -> Self {
+        let (m, k) = match layout {
+            InputLayout::RowMajor => (view.extent(0), view.last()),
+            InputLayout::HeadMajor => (view.extent(1), view.extent(0) * view.last()),
+        };
+        Self { view, layout, m, k }
+    }
+
+    /// Row `row` as f32; rows past the last are zero, as is what follows `k`.
+    ///
+    /// # Safety
+    /// Nobody writes the input meanwhile.
+    #[inline(always)]
+    unsafe fn load(&self, row: usize, out: &mut [f32]) {
+        out[self.k..].fill(0.0);
+        if row >= self.m {
+            return out.fill(0.0);
+        }
+        // SAFETY: the row exists; the rest is the caller's.
+        unsafe {
+            match self.layout {
+                InputLayout::RowMajor => self.view.load([row], &mut out[..self.k]),
+                InputLayout::HeadMajor => {
+                    for (head, out) in out[..self.k].chunks_exact_mut(self.view.last()).enumerate() {
+                        self.view.load([head, row], out);
+                    }
+                }
+            }
+        }
+    }
+
+    fn key(&self, layout: Layout) -> Held {
+        let outer = self.view.rank() - 1;
+        let start = self.view.start() as usize;
+        let span: usize = (0..outer)
+            .map(|axis| (self.view.extent(axis) - 1) * self.view.stride(axis))
+            .sum();
+        let strides = [self.view.stride(0), self.view.stride(outer - 1)];
+        let key = PackKey {
+            start,
+            dtype: self.view.dtype(),
+            shape: self.view.shape(),
+            strides,
+            input_layout: self.layout,
+            layout,
+        };
+        Held { source: start..start + span + self.view.stride(outer), key }
+    }
+}
+
+/// Makes sure the workspace holds the packed input.
+fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
+    let held = input.key(layout);
+    if let Some(workspace) = lowering.held(&held) {
+        return workspace;
+    }
+    let workspace = lowering.workspace(layout.bytes());
+    let isa = lowering.isa;
+    let packed = workspace.clone();
+    lowering.tasks(Tasks::new(layout.tiles(), move |index, scratch| {
+        let (columns, start) = layout.tile_at(index);
+        let width = columns.len();
+        let bytes = layout.parts(width).bytes;
+        // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
+        let mut tile = TileBytes { bytes, width };
+        let [x] = scratch.floats([layout.depth]);
+        with_simd!(isa, s => s.run(|| {
+            for (column, row) in columns.enumerate() {
+                // SAFETY: the planner's hazards keep writers of the input out of this step.
+                unsafe { input.load(row, x) };
+                pack_column(s, layout, x, &mut tile, column);
+            }
+        }));
+    }));
+    lowering.barrier();
+    lowering.hold(held);
+    workspace
+}
+
+/// A weight matrix and where its product goes.
+#[derive(Clone, Copy)]
+struct Product {
+    weights: Weights,
+    /// Applied to what the output holds, which the product then multiplies.
+    gate: Option<Activation>,
+    /// `[m, n]`
+    output: View,
+    m: usize,
+}
+
+impl Product {
+    /// Writes the sums of up to 16 rows of one column.
+    ///
+    /// # Safety
+    /// This thread has those values of the output alone.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, s: S, [column, first]: [usize; 2], sums: S::F) {
+        let rows = (self.weights.n - first).min(LANES);
+        // SAFETY: rows `first..first + rows` of the output row of that column, the caller's alone.
+        unsafe {
+            let to = self.output.row_ptr([column]).cast::<f32>().add(first);
+            let mut part = [0f32; LANES];
+            let at = if rows == LANES {
+                to
+            } else {
+                std::ptr::copy_nonoverlapping(to, part.as_mut_ptr(), rows);
+                part.as_mut_ptr()
+            };
+            let values = match self.gate {
+                Some(activation) => s.mul(activate(s, activation, s.load(at)), sums),
+                None => sums,
+            };
+            s.store(at, values);
+            if rows != LANES {
+                std::ptr::copy_nonoverlapping(at, to, rows);
+            }
+        }
+    }
+}
+
+/// `output = input * weight^T`
+pub(super) fn matmul(op: &Matmul<View>, lowering: &mut Lowering) {
+    let input = Input::new(op.input, op.input_layout);
+    let weights = Weights::new(&op.weight, 0);
+    let products = vec![Product { weights, gate: None, output: op.output, m: input.m }];
+    lower(input, products, op.precision, lowering);
+}
+
+/// `output = activation(input * gate^T) * (input * up^T)`: the gate's product goes to the output,
+/// then the other product is multiplied into it, strip by strip.
+pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
+    let input = Input::new(op.input, InputLayout::RowMajor);
+    let (output, m) = (op.output, input.m);
+    let gate = Product { weights: Weights::new(&op.gate, 0), gate: None, output, m };
+    let up =
+        Product { weights: Weights::new(&op.up, 0), gate: Some(op.activation), output, m };
+    lower(input, vec![gate, up], op.precision, lowering);
+}
+
+fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &mut Lowering) {
+    fn columns<S: Simd>(_: S) -> usize {
+        S::COLUMNS
+    }
+    let weights: Vec<Weights> = products.iter().map(|product| product.weights).collect();
+    let route = select(input.m, &weights, precision);
+    let isa = lowering.isa;
+    let layout = packed_layout(route, input.m, input.k, with_simd!(isa, s => columns(s)));
+    let workspace = pack(input, layout, lowering);
+    let strips = weights[0].n.div_ceil(LANES);
+    let few = matches!(route, Route::MatVec | Route::FloatMatVec);
+    let per_task = if few { strips_per_task(&weights[0]) } else { 1 };
+    lowering.tasks(Tasks::new(strips.div_ceil(per_task), move |task, scratch| {
+        let packed = workspace.start().cast_const();
+        for strip in task * per_task..strips.min((task + 1) * per_task) {
+            for product in &products {
+                let at = Strip { product, first: strip * LANES, layout, packed };
+                match route {
+                    Route::MatVec => with_format!(product.weights.dtype, F =>
+                        with_simd!(isa, s => s.run(|| at.mat_vec::<_, F>(s))), else => ()),
+                    Route::FloatMatVec => with_float_source!(product.weights.dtype, W =>
+                        with_simd!(isa, s => s.run(|| at.float_mat_vec::<_, W>(s)))),
+                    Route::MatMat => with_format!(product.weights.dtype, F =>
+                        with_simd!(isa, s => s.run(|| at.mat_mat::<_, F>(s, scratch))), else => ()),
+                    Route::FloatMatMat => with_float_source!(product.weights.dtype, W =>
+                        with_simd!(isa, s => s.run(|| at.float_mat_mat::<_, W>(s, scratch)))),
+                }
+            }
+        }
+    }));
+}
+
+/// Strips of 16 rows per task of the mat-vec routes: enough bytes to outweigh taking a task.
+fn strips_per_task(weights: &Weights) -> usize {
+    const TASK_BYTES: usize = 32 * 1024;
+    (TASK_BYTES / (weights.row_bytes() * LANES)).max(1)
+}
+
+/// Calls a method generic over a number of columns for one of a list.
+macro_rules! with_columns {
+    ($columns:expr, [$($N:literal),*], $self:ident.$work:ident::<_, $T:ty> $arguments:tt) => {
+        match $columns {
+            $($N => $self.$work::<_, $T, $N> $arguments,)*
+            other => unreachable!("{other} columns are never packed"),
+        }
+    };
+}
+
+/// 16 rows of a product, with the packed input.
+struct Strip<'a> {
+    product: &'a Product,
+    first: usize,
+    layout: Layout,
+    packed: *const u8,
+}
+
+impl Strip<'_> {
+    fn rows(&self) -> std::ops::Range<usize> {
+        self.first..self.product.weights.n.min(self.first + LANES)
+    }
+
+    #[inline(always)]
+    fn write_columns<S: Simd, const N: usize>(&self, s: S, sums: &[[f32; LANES]; N]) {
+        for (column, sums) in sums.iter().enumerate().take(self.product.m) {
+            // SAFETY: the array has 16 values; the strip's rows are this task's alone.
+            unsafe { self.product.write(s, [column, self.first], s.load(sums.as_ptr())) };
+        }
+    }
+
+    #[inline(always)]
+    fn mat_vec<S: Simd, F: Format>(&self, s: S) {
+        with_columns!(self.layout.columns, [1, 2, 4, 8], self.mat_vec_columns::<_, F>(s));
+    }
+
+    #[inline(always)]
+    fn mat_vec_columns<S: Simd, F: Format, const N: usize>(&self, s: S) {
+        let mut sums = [[0f32; LANES]; N];
+        for row in self.rows() {
+            let weights = &self.product.weights;
+            // SAFETY: the input was packed with this layout, of `N` columns.
+            let row_sums: [f32; N] = unsafe {
+                mat_vec::quantized::<S, F, N>(s, weights, row, self.layout, self.packed)
+            };
+            sums.iter_mut().zip(row_sums).for_each(|(sums, sum)| sums[row - self.first] = sum);
+        }
+        self.write_columns(s, &sums);
+    }
+
+    #[inline(always)]
+    fn float_mat_vec<S: Simd, W: FloatSource>(&self, s: S) {
+        with_columns!(self.layout.columns, [1, 2, 4, 8], self.float_mat_vec_columns::<_, W>(s));
+    }
+
+    #[inline(always)]
+    fn float_mat_vec_columns<S: Simd, W: FloatSource, const N: usize>(&self, s: S) {
+        let mut sums = [[0f32; LANES]; N];
+        for row in self.rows() {
+            let weights = &self.product.weights;
+            // SAFETY: the input was packed with this layout, of `N` columns.
+            let row_sums: [f32; N] =
+                unsafe { mat_vec::float::<S, W, N>(s, weights, row, self.layout, self.packed) };
+            sums.iter_mut().zip(row_sums).for_each(|(sums, sum)| sums[row - self.first] = sum);
+        }
+        self.write_columns(s, &sums);
+    }
+
+    #[inline(always)]
+    fn mat_mat<S: Simd, F: Format>(&self, s: S, scratch: &mut Scratch) {
+        let parts = scratch.parts(mat_mat::strip_bytes::<F>(self.layout.depth));
+        let mut strip = mat_mat::Strip::new(parts);
+        // SAFETY: the weights are of format `F`, as the caller matched.
+        unsafe { strip.unpack::<S, F>(s, &self.product.weights, self.first) };
+        for index in 0..self.layout.tiles() {
+            let (columns, at) = self.layout.tile_at(index);
+            let tile = self.packed.wrapping_add(at);
+            let start = columns.start;
+            with_columns!(columns.len(), [4, 8, 12], self.tile::<_, F>(s, &strip, start, tile));
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, F: Format, const N: usize>(
+        &self,
+        s: S,
+        strip: &mat_mat::Strip<'_>,
+        start: usize,
+        tile: *const u8,
+    ) {
+        // SAFETY: the strip was unpacked with `F`; the tile has `N` columns of this layout.
+        let sums: [S::F; N] = unsafe { strip.tile::<S, F, N>(s, self.layout, tile) };
+        self.write_tile(s, start, sums);
+    }
+
+    #[inline(always)]
+    fn write_tile<S: Simd, const N: usize>(&self, s: S, start: usize, sums: [S::F; N]) {
+        for (column, sums) in sums.into_iter().enumerate().take(self.product.m - start) {
+            // SAFETY: the strip's rows are this task's alone.
+            unsafe { self.product.write(s, [start + column, self.first], sums) };
+        }
+    }
+
+    #[inline(always)]
+    fn float_mat_mat<S: Simd, W: FloatSource>(&self, s: S, scratch: &mut Scratch) {
+        let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
+        // SAFETY: the weights are of type `W`, as the caller matched; the strip is long enough.
+        unsafe { mat_mat::unpack_floats::<S, W>(s, &self.product.weights, self.first, strip) };
+        for index in 0..self.layout.tiles() {
+            let (columns, at) = self.layout.tile_at(index);
+            let tile = self.packed.wrapping_add(at);
+            let start = columns.start;
+            with_columns!(columns.len(), [4, 8, 12], self.float_tile::<_, W>(s, strip, start, tile));
+        }
+    }
+
+    #[inline(always)]
+    fn float_tile<S: Simd, W: FloatSource, const N: usize>(
+        &self,
+        s: S,
+        strip: &[f32],
+        start: usize,
+        tile: *const u8,
+    ) {
+        // SAFETY: the strip is as deep as the layout; the tile has `N` columns of it.
+        let sums: [S::F; N] = unsafe { mat_mat::float_tile(s, strip, self.layout, tile) };
+        self.write_tile(s, start, sums);
+    }
+}
