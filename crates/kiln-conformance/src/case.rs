@@ -37,7 +37,8 @@ impl Case {
         Self { large: true, ..self }
     }
 
-    /// The operation, one of [`Op::NAMES`](kiln_core::ops::Op::NAMES).
+    /// The operation, one of [`Op::NAMES`](kiln_core::ops::Op::NAMES), or `plan` where a case is about
+    /// several.
     pub fn op(&self) -> &'static str {
         self.op
     }
@@ -77,11 +78,17 @@ impl Case {
 
     /// The inputs and what should come of them.
     pub(crate) fn prepare(&self) -> Prepared {
-        let mut program = Program::new(self.seed);
-        match (self.build)(&mut program) {
-            Ok(()) => execute::prepare(program),
+        match self.program() {
+            Ok(program) => execute::prepare(program),
             Err(broken) => Prepared::broken(broken),
         }
+    }
+
+    /// The body: operands with their data, and operations.
+    pub(crate) fn program(&self) -> Result<Program, Broken> {
+        let mut program = Program::new(self.seed);
+        (self.build)(&mut program)?;
+        Ok(program)
     }
 }
 

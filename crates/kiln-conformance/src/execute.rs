@@ -4,7 +4,7 @@ use crate::compare::compare;
 use crate::outcome::{Failure, Figures, Outcome, Problem};
 use crate::program::{Agreement, Broken, Check, Equality, Program, Slot, Source};
 use crate::reject;
-use crate::stage::{Outputs, Stage, Trespass};
+use crate::stage::{FINITE_BITS, NAN_BITS, Outputs, Stage, Trespass};
 use kiln_core::ops::Op;
 use kiln_core::{Barriers, Device, Executable, PlanOptions, Tensor};
 use std::convert::Infallible;
@@ -28,8 +28,9 @@ pub(crate) fn prepare(program: Program) -> Prepared {
     let outputs = guard(|| {
         let device = kiln_reference::device();
         let mut stage = Stage::new(&device, &program, true).map_err(error("reference"))?;
-        let executable = record(&stage, &device, &program, Ops { list: &program.ops, options: UNFUSED, during: "reference" })?;
-        play(&mut stage, &program, &executable, "reference")
+        let ops = Ops { list: &program.ops, options: UNFUSED, during: "reference" };
+        let executable = record(&stage, &device, &program, ops)?;
+        play(&mut stage, &program, &executable, (ops.during, NAN_BITS))
     });
     Prepared(match outputs {
         Ok(Ok(outputs)) => Ok((program, outputs)),
@@ -83,22 +84,17 @@ fn error<E: std::fmt::Display>(during: &str) -> impl Fn(E) -> Failure {
 }
 
 fn check(device: &Device, program: &Program, expected: &[Outputs]) -> Result<Figures, Failure> {
-    let mut stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+    let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
+    let mut bench = Bench { stage, device, program, worst: Figures::default() };
     let ops = |list, options, during| Ops { list, options, during };
-    let main = record(&stage, device, program, ops(&program.ops, FUSED, "first run"))?;
-    let first = play(&mut stage, program, &main, "first run")?;
-    let mut worst = Figures::default();
-    agree(program, "first run", &first, expected, None, &mut worst)?;
-    let mut repeat = |executable: &Executable, during: &str, equality| {
-        let outputs = play(&mut stage, program, executable, during)?;
-        agree(program, during, &outputs, &first, Some(equality), &mut worst)
-    };
-    repeat(&main, "second run", Equality::Bits)?;
+    let main = bench.record(ops(&program.ops, FUSED, "first run"))?;
+    let first = bench.play(&main, ("first run", NAN_BITS))?;
+    bench.agree("first run", (&first, expected), None)?;
+    bench.repeat(&main, ("second run", FINITE_BITS), &first, Equality::Bits)?;
     match &program.check {
         Check::Reference | Check::Replay(_) | Check::Rejected(_) => {}
         Check::Variant(list, equality) => {
-            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
-            variant(stage, device, program, (ops(list, FUSED, "variant"), *equality), &first, &mut worst)?;
+            bench.variant(ops(list, FUSED, "variant"), &first, *equality)?;
         }
         Check::Fusion(name) => {
             let steps: Vec<_> = main.plan().steps().iter().map(|step| step.op.name()).collect();
@@ -108,20 +104,95 @@ fn check(device: &Device, program: &Program, expected: &[Outputs]) -> Result<Fig
                 let during = "planning".to_owned();
                 return Err(Failure { during, output: None, problem, difference: None });
             }
-            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
             let plain = ops(&program.ops, UNFUSED, "without fusion");
-            variant(stage, device, program, (plain, Equality::Bits), &first, &mut worst)?;
+            bench.variant(plain, &first, Equality::Bits)?;
         }
         Check::Barriers => {
-            let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
             for _ in 1..BARRIER_RUNS {
-                repeat(&main, "with barriers at hazards", Equality::Bits)?;
+                let during = ("with barriers at hazards", NAN_BITS);
+                bench.repeat(&main, during, &first, Equality::Bits)?;
             }
             let all = ops(&program.ops, EVERY_STEP, "with a barrier before every step");
-            variant(stage, device, program, (all, Equality::Bits), &first, &mut worst)?;
+            bench.variant(all, &first, Equality::Bits)?;
         }
     }
-    Ok(worst)
+    Ok(bench.worst)
+}
+
+/// A program on the device under test.
+struct Bench<'a> {
+    stage: Stage,
+    device: &'a Device,
+    program: &'a Program,
+    worst: Figures,
+}
+
+impl Bench<'_> {
+    fn record(&self, ops: Ops<'_>) -> Result<Executable, Failure> {
+        record(&self.stage, self.device, self.program, ops)
+    }
+
+    fn play(
+        &mut self,
+        executable: &Executable,
+        during: (&str, u8),
+    ) -> Result<Vec<Outputs>, Failure> {
+        play(&mut self.stage, self.program, executable, during)
+    }
+
+    /// Runs once more and compares with the first run.
+    fn repeat(
+        &mut self,
+        executable: &Executable,
+        during: (&str, u8),
+        first: &[Outputs],
+        equality: Equality,
+    ) -> Result<(), Failure> {
+        let outputs = self.play(executable, during)?;
+        self.agree(during.0, (&outputs, first), Some(equality))
+    }
+
+    /// Runs other operations, or the same under another plan, and compares with the first run.
+    fn variant(
+        &mut self,
+        ops: Ops<'_>,
+        first: &[Outputs],
+        equality: Equality,
+    ) -> Result<(), Failure> {
+        let executable = self.record(ops)?;
+        self.repeat(&executable, (ops.during, NAN_BITS), first, equality)
+    }
+
+    /// Compares all outputs of all rounds; `None` compares with the reference.
+    fn agree(
+        &mut self,
+        during: &str,
+        (got, expected): (&[Outputs], &[Outputs]),
+        equality: Option<Equality>,
+    ) -> Result<(), Failure> {
+        for (round, (got, expected)) in got.iter().zip(expected).enumerate() {
+            for ((slot, got), (_, expected)) in got.iter().zip(expected) {
+                let operand = &self.program.operands[slot.0];
+                let agreement = match equality {
+                    Some(Equality::Bits) => Agreement::Exact,
+                    Some(Equality::Bounds) | None => operand.agreement,
+                };
+                match compare(operand, agreement, got, expected) {
+                    Ok(figures) if figures.share() > self.worst.share() => self.worst = figures,
+                    Ok(_) => {}
+                    Err((problem, difference)) => {
+                        let during = match round {
+                            0 => during.to_owned(),
+                            _ => format!("{during}, round {round}"),
+                        };
+                        let output = Some(self.program.output_name(*slot));
+                        return Err(Failure { during, output, problem, difference });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Operations to record, and what that is called in messages.
@@ -148,12 +219,13 @@ fn record(
     rec.finish_with(ops.options).map_err(error(ops.during))
 }
 
-/// Runs an executable, once for every round, and reads the outputs of each.
+/// Runs an executable, once for every round, and reads the outputs of each. Outputs start from a
+/// repeated byte.
 fn play(
     stage: &mut Stage,
     program: &Program,
     executable: &Executable,
-    during: &str,
+    (during, fill): (&str, u8),
 ) -> Result<Vec<Outputs>, Failure> {
     let rounds: &[Vec<(Slot, Vec<u8>)>] = match &program.check {
         Check::Replay(rounds) => rounds,
@@ -164,7 +236,7 @@ fn play(
             stage.write(slot, bytes).map_err(error(during))?;
         }
     }
-    stage.reset().map_err(error(during))?;
+    stage.reset(fill).map_err(error(during))?;
     let mut all = Vec::with_capacity(1 + rounds.len());
     for round in std::iter::once(&Vec::new()).chain(rounds) {
         for (slot, bytes) in round {
@@ -187,49 +259,4 @@ fn trespassed(program: &Program, during: &str, trespass: &Trespass) -> Failure {
         None => format!("operand {}", slot.0),
     };
     Failure { during: during.to_owned(), output: Some(name), problem, difference: None }
-}
-
-/// Runs other operations, or the same under another plan, and compares.
-fn variant(
-    mut stage: Stage,
-    device: &Device,
-    program: &Program,
-    (ops, equality): (Ops<'_>, Equality),
-    first: &[Outputs],
-    worst: &mut Figures,
-) -> Result<(), Failure> {
-    let executable = record(&stage, device, program, ops)?;
-    let outputs = play(&mut stage, program, &executable, ops.during)?;
-    agree(program, ops.during, &outputs, first, Some(equality), worst)
-}
-
-/// Compares all outputs of all rounds; `None` compares with the reference.
-fn agree(
-    program: &Program,
-    during: &str,
-    got: &[Outputs],
-    expected: &[Outputs],
-    equality: Option<Equality>,
-    worst: &mut Figures,
-) -> Result<(), Failure> {
-    for (round, (got, expected)) in got.iter().zip(expected).enumerate() {
-        for ((slot, got), (_, expected)) in got.iter().zip(expected) {
-            let operand = &program.operands[slot.0];
-            let agreement = match equality {
-                Some(Equality::Bits) => Agreement::Exact,
-                Some(Equality::Bounds) | None => operand.agreement,
-            };
-            match compare(operand, agreement, got, expected) {
-                Ok(figures) if figures.share() > worst.share() => *worst = figures,
-                Ok(_) => {}
-                Err((problem, difference)) => {
-                    let during =
-                        if round == 0 { during.to_owned() } else { format!("{during}, round {round}") };
-                    let output = Some(program.output_name(*slot));
-                    return Err(Failure { during, output, problem, difference });
-                }
-            }
-        }
-    }
-    Ok(())
 }

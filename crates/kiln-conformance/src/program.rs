@@ -320,8 +320,17 @@ impl Program {
 
     /// Whether any operation writes the memory of a slot.
     pub(crate) fn is_written(&self, slot: Slot) -> bool {
-        let written = |op| roles(op).into_iter().any(|(role, s)| role.access.writes() && self.root(s) == slot);
-        self.all_ops().any(written)
+        self.is_used(slot, Access::writes)
+    }
+
+    /// Whether any operation writes a part of the memory of a slot and keeps the rest.
+    pub(crate) fn is_updated(&self, slot: Slot) -> bool {
+        self.is_used(slot, |access| access == Access::Update)
+    }
+
+    fn is_used(&self, slot: Slot, how: impl Fn(Access) -> bool) -> bool {
+        let mut operands = self.all_ops().flat_map(roles);
+        operands.any(|(role, s)| how(role.access) && self.root(s) == slot)
     }
 
     /// The field names under which a slot's memory is written, for messages.

@@ -5,7 +5,11 @@ use kiln_core::{DType, Device, Recording, Shape, SharedBytes, Tensor};
 use std::ops::Range;
 
 /// The bits of NaN in every float type, and of the largest integers.
-const GARBAGE: u8 = 0xff;
+pub(crate) const NAN_BITS: u8 = 0xff;
+
+/// The bits of finite numbers in every type. Outputs start from these in the second run, so that a
+/// value that is not written shows even where NaN is right.
+pub(crate) const FINITE_BITS: u8 = 0x3c;
 
 /// Elements from row to row of [`Layout::Far`], by the bytes of an element: the fourth row starts
 /// past 2^31 elements of one byte, or past 2^31 bytes.
@@ -23,6 +27,8 @@ struct Root {
     /// is checked.
     image: Vec<u8>,
     written: bool,
+    /// Whether every value is written and none read: what it starts from is of no matter.
+    output: bool,
 }
 
 /// The operands of a program on one device.
@@ -60,11 +66,14 @@ impl Stage {
                 }
                 Source::Host(bytes, layout) => {
                     let written = program.is_written(slot);
-                    let place = Place { slot, layout: (!plain).then_some(*layout), written };
+                    let layout = (!plain).then_some(*layout);
+                    let place = Place { slot, layout, written, output: false };
                     stage.roots.push(place.root(device, operand, Some(bytes))?);
                 }
                 Source::Garbage(layout) => {
-                    let place = Place { slot, layout: (!plain).then_some(*layout), written: true };
+                    let layout = (!plain).then_some(*layout);
+                    let output = !program.is_updated(slot);
+                    let place = Place { slot, layout, written: true, output };
                     stage.roots.push(place.root(device, operand, None)?);
                 }
             }
@@ -92,13 +101,15 @@ impl Stage {
         roots.chain(weights).find(|(s, _)| *s == slot).map(|(_, tensor)| tensor.clone())
     }
 
-    /// Puts every operand that is written back to what it was before the first run.
-    pub(crate) fn reset(&self) -> Result<(), Broken> {
+    /// Puts every operand that is written back to what it was before the first run, outputs to a
+    /// repeated byte.
+    pub(crate) fn reset(&self, fill: u8) -> Result<(), Broken> {
         for root in self.roots.iter().filter(|root| root.written) {
-            if root.image.is_empty() {
-                root.view.write_bytes(&vec![GARBAGE; root.view.bytes()])?;
-            } else {
+            if !root.image.is_empty() {
                 root.base.write_bytes(&root.image)?;
+            }
+            if root.output {
+                root.view.write_bytes(&vec![fill; root.view.bytes()])?;
             }
         }
         Ok(())
@@ -163,6 +174,7 @@ struct Place {
     /// `None` for a tensor of its own.
     layout: Option<Layout>,
     written: bool,
+    output: bool,
 }
 
 impl Place {
@@ -178,7 +190,7 @@ impl Place {
             Some(bytes) => bytes,
             None => {
                 let values: usize = shape.iter().product();
-                garbage = vec![GARBAGE; dtype.row_bytes(values).ok_or(Broken::Shape(shape))?];
+                garbage = vec![NAN_BITS; dtype.row_bytes(values).ok_or(Broken::Shape(shape))?];
                 &garbage
             }
         };
@@ -187,7 +199,7 @@ impl Place {
             view.write_bytes(bytes)?;
             Vec::new()
         } else {
-            let mut image = vec![GARBAGE; base.bytes()];
+            let mut image = vec![NAN_BITS; base.bytes()];
             if self.written {
                 for (index, byte) in image.iter_mut().enumerate() {
                     *byte = sentinel(index);
@@ -197,7 +209,7 @@ impl Place {
             base.write_bytes(&image)?;
             image
         };
-        Ok(Root { slot: self.slot, base, view, image, written: self.written })
+        Ok(Root { slot: self.slot, base, view, image, written: self.written, output: self.output })
     }
 
     fn tensors(
@@ -312,9 +324,4 @@ fn overlay(image: &mut [u8], view: &Tensor, bytes: &[u8]) {
     for (run, values) in runs(view).zip(bytes.chunks_exact(row)) {
         image[run].copy_from_slice(values);
     }
-}
-
-/// Zeros for every operand of a program, for recording alone.
-pub(crate) fn blank(device: &Device, operand: &Operand) -> Result<Tensor, kiln_core::Error> {
-    device.tensor(operand.dtype, operand.shape)
 }

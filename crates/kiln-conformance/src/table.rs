@@ -1,7 +1,6 @@
 //! Running the table against a device.
 
 use crate::case::Case;
-use crate::cases;
 use crate::execute::Prepared;
 use crate::outcome::Outcome;
 use kiln_core::Device;
@@ -102,7 +101,7 @@ impl fmt::Display for Summary {
 
 /// Every case, in a fixed order.
 pub fn cases() -> Vec<Case> {
-    cases::all()
+    crate::cases::all()
 }
 
 /// Cases whose inputs and reference are computed ahead of the device.

@@ -8,8 +8,8 @@ use crate::gguf::ValueType;
 
 /// Why a file could not be read or written.
 ///
-/// Every message is one line. Names that come from a file are quoted with control characters
-/// escaped and cut to a readable length, so they are safe to print to a terminal.
+/// Every message is one line. Whatever comes from a file is escaped and cut to a readable length in
+/// it, so messages are safe to print to a terminal.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
@@ -327,7 +327,7 @@ pub enum FormatError {
     },
     /// The parts of a split model contradict each other.
     #[error(
-        "part {part} of the split model: {what} is {got}, expected {expected}: the parts are not of one model"
+        "part {part} of the split model: {what} is {got}, expected {expected}: parts are missing, out of order or of another model"
     )]
     SplitMismatch {
         /// Number of the part, from 1.
@@ -417,6 +417,11 @@ pub(crate) fn shown(name: &str) -> String {
         Some((end, _)) => format!("{}...", &name[..end]),
         None => name.to_owned(),
     }
+}
+
+/// Text that may hold parts of a file, made safe to print.
+pub(crate) fn escaped(text: &str) -> String {
+    shown(text).escape_debug().to_string()
 }
 
 fn version_advice(version: u32) -> &'static str {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::FormatError;
-use crate::error::shown;
+use crate::error::{escaped, shown};
 use crate::map::map;
 
 /// Bytes before the header: its length.
@@ -119,7 +119,7 @@ impl Safetensors {
     pub fn from_bytes(file: SharedBytes) -> Result<Self, FormatError> {
         let data_start = guard(file.as_ref())?;
         let (_, header) = SafeTensors::read_metadata(file.as_ref())
-            .map_err(|error| invalid(error.to_string()))?;
+            .map_err(|error| invalid(escaped(&error.to_string())))?;
         let mut tensors: Vec<SafetensorsInfo> = header
             .tensors()
             .into_iter()
@@ -202,7 +202,7 @@ fn guard(file: &[u8]) -> Result<usize, FormatError> {
         });
     };
     let names: Header = serde_json::from_slice(header)
-        .map_err(|error| invalid(format!("header: {}", shown(&error.to_string()))))?;
+        .map_err(|error| invalid(format!("header: {}", escaped(&error.to_string()))))?;
     let data_bytes = (rest.len() - header.len()) as u64;
     if names.data_end > data_bytes {
         let needs = (PREFIX_BYTES as u64 + header_bytes).saturating_add(names.data_end);
@@ -253,7 +253,10 @@ impl<'de> Deserialize<'de> for Header {
                         data_end = data_end.max(end);
                     }
                     if let Some(twice) = names.replace(name) {
-                        return Err(A::Error::custom(format!("{:?} occurs twice", shown(&twice))));
+                        return Err(A::Error::custom(format!(
+                            "tensor {} occurs twice",
+                            shown(&twice)
+                        )));
                     }
                 }
                 Ok(Header { data_end })

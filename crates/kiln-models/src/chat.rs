@@ -90,16 +90,16 @@ pub struct ChatOptions {
 /// origin in a process whose memory is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChatLimits {
-    /// Instructions of the template engine.
+    /// Instructions of the template engine, at most 10 million. A message takes some hundred.
     pub fuel: u64,
     /// Bytes of rendered text.
     pub output: usize,
 }
 
 impl Default for ChatLimits {
-    /// 5 million instructions and 64 MiB.
+    /// 1 million instructions and 64 MiB.
     fn default() -> Self {
-        Self { fuel: 5_000_000, output: 64 << 20 }
+        Self { fuel: 1_000_000, output: 64 << 20 }
     }
 }
 
@@ -193,8 +193,8 @@ pub struct ChatTemplate {
     limits: ChatLimits,
 }
 
-/// Bytes of template source; the longest known templates have a tenth of this.
-const MAX_SOURCE: usize = 1 << 20;
+/// Bytes of template source; the longest known templates have a fifth of this.
+const MAX_SOURCE: usize = 128 << 10;
 
 impl ChatTemplate {
     /// Parses a Jinja template as model files carry them in `tokenizer.chat_template`.
@@ -242,11 +242,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ChatError`] when the template refuses the messages, fails, or passes a bound.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        options: &ChatOptions,
-    ) -> Result<String, ChatError> {
+    pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String, ChatError> {
         self.render_accepted(messages, options).map(|(text, _)| text)
     }
 
@@ -291,9 +287,8 @@ impl ChatTemplate {
         messages: &'a [Message],
         options: &ChatOptions,
     ) -> Result<(String, Cow<'a, [Message]>), ChatError> {
-        let render = |messages: &[Message]| {
-            engine::render(&self.source, self.limits, messages, options)
-        };
+        let render =
+            |messages: &[Message]| engine::render(&self.source, self.limits, messages, options);
         match render(messages) {
             Ok(text) => Ok((text, Cow::Borrowed(messages))),
             Err(error @ ChatError::Refused { .. }) => {

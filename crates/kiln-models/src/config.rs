@@ -171,11 +171,12 @@ impl ModelConfig {
             .fold(row, u64::saturating_mul)
     }
 
-    /// An estimate of the bytes of intermediate results while `tokens` rows run at once.
+    /// An estimate of the bytes of intermediate results while so many tokens run at once.
     pub fn scratch_bytes(&self, tokens: usize) -> u64 {
-        let rows = tokens.next_multiple_of(crate::session::ROW_TILE) as u64;
+        let tile = if tokens > 1 { crate::session::ROW_TILE } else { 1 };
+        let rows = tokens.min(u32::MAX as usize).next_multiple_of(tile) as u64;
         let attention = 2 * self.head_dim * (self.heads + self.kv_heads);
-        let width = 2 * self.dim + attention.max(self.ff);
+        let width = 3 * self.dim + attention.max(self.ff);
         rows.saturating_mul(4 * width as u64) + 4 * self.vocab as u64
     }
 }
@@ -267,7 +268,9 @@ fn check_heads(keys: &mut Keys, [heads, kv_heads, head_dim, rope_dim]: [usize; 4
         keys.reject("attention.head_count_kv", expected, kv_heads);
     }
     if !head_dim.is_multiple_of(8) || !(8..=MAX_HEAD_DIM).contains(&head_dim) {
-        let expected = format_args!("a multiple of 8 up to {MAX_HEAD_DIM}");
+        let expected = format_args!(
+            "a multiple of 8 up to {MAX_HEAD_DIM} (default embedding_length / attention.head_count)"
+        );
         keys.reject("attention.key_length", expected, head_dim);
     }
     if !rope_dim.is_multiple_of(2) || rope_dim > head_dim {

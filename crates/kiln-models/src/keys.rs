@@ -30,7 +30,12 @@ impl<'a> Keys<'a> {
     }
 
     /// Notes a value that cannot be used.
-    pub(crate) fn reject(&mut self, key: &str, expected: impl fmt::Display, got: impl fmt::Display) {
+    pub(crate) fn reject(
+        &mut self,
+        key: &str,
+        expected: impl fmt::Display,
+        got: impl fmt::Display,
+    ) {
         self.problems.push(Problem::key(self.full(key), expected, got));
     }
 

@@ -21,8 +21,8 @@ pub struct SessionOptions {
     /// Tokens the context can hold. The caches are allocated for all of them at once; more than
     /// [`ModelConfig::context_length`] is possible, but not what the model was trained for.
     pub context: usize,
-    /// Most tokens of a prompt that run at once. Chunks that are not smaller than the prompt and
-    /// chunks that are give the same bytes.
+    /// Most tokens of a prompt that run at once. How a prompt is cut changes no bit of the result,
+    /// only time and memory.
     pub chunk: usize,
     /// Type of the key-value caches: f32, f16, bf16, or q8_0 where the head dimension is a multiple
     /// of 32.

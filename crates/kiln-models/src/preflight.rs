@@ -18,7 +18,8 @@ pub struct Preflight {
     pub problems: Vec<Problem>,
     /// Tensors of the file that the model does not use, in the order of the file.
     pub extra_tensors: Vec<String>,
-    /// Bytes of the tensors that the model uses, as they lie in the file.
+    /// Bytes of the tensors that the model uses, as they lie in the file; of all tensors where
+    /// there is no configuration.
     pub weight_bytes: u64,
 }
 
@@ -29,7 +30,7 @@ pub struct MemoryEstimate {
     pub weights: u64,
     /// Key-value caches.
     pub kv_cache: u64,
-    /// Intermediate results, an estimate.
+    /// Intermediate results of two prompt chunks and a step, an estimate.
     pub scratch: u64,
 }
 
@@ -70,10 +71,11 @@ impl Preflight {
     /// Bytes the model and a session with these options take; `None` without a configuration.
     pub fn memory(&self, options: &SessionOptions) -> Option<MemoryEstimate> {
         let config = self.config.as_ref()?;
+        let chunk = config.scratch_bytes(options.chunk.min(options.context));
         Some(MemoryEstimate {
             weights: self.weight_bytes,
             kv_cache: config.kv_cache_bytes(options.context, options.kv_dtype),
-            scratch: config.scratch_bytes(options.chunk.min(options.context)),
+            scratch: chunk.saturating_mul(2).saturating_add(config.scratch_bytes(1)),
         })
     }
 

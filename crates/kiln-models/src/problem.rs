@@ -47,7 +47,9 @@ pub enum Problem {
         got: Vec<usize>,
     },
     /// A tensor has a type that cannot be computed with there.
-    #[error("tensor {tensor:?}: expected type {supported}, got {got}: quantise the model again with one of those")]
+    #[error(
+        "tensor {tensor:?}: expected type {supported}, got {got}: quantise the model again with one of those"
+    )]
     Type {
         /// Its name.
         tensor: String,
@@ -77,7 +79,9 @@ impl Problem {
     pub(crate) fn unreadable(key: String, error: &FormatError) -> Self {
         match error.cause() {
             FormatError::WrongType { expected, got, .. } => Problem::key(key, expected, got),
-            FormatError::OutOfRange { expected, got, .. } => Problem::key(key, expected, got),
+            FormatError::OutOfRange { got, .. } => {
+                Problem::key(key, "an integer from 0 that fits memory", got)
+            }
             FormatError::NotText { .. } => Problem::key(key, "UTF-8 text", "other bytes"),
             FormatError::MissingKey { .. } => Problem::key(key, "a value", "nothing"),
             other => Problem::key(key, "a readable value", other),

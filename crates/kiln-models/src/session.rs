@@ -334,6 +334,19 @@ impl Session {
         self.decode.as_ref().ok_or(ModelError::NothingToContinue)
     }
 
+    /// The compiled run of a prompt of so many tokens, at most a chunk, for a look at its plan.
+    ///
+    /// # Errors
+    /// [`ModelError::Option`] for no tokens and for more than a chunk, [`ModelError::Device`].
+    pub fn prefill_executable(&mut self, tokens: usize) -> Result<&Executable, ModelError> {
+        let chunk = self.options.chunk;
+        if !(1..=chunk).contains(&tokens) {
+            return Err(ModelError::option("tokens", format_args!("1 to {chunk}"), tokens));
+        }
+        let index = self.compile_prompt(Goal::Next, tokens)?;
+        Ok(&self.prompts[index].run)
+    }
+
     /// The token chosen last.
     fn chosen(&self) -> Result<u32, ModelError> {
         self.next.ok_or(ModelError::NothingToContinue)

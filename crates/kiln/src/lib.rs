@@ -3,11 +3,19 @@
 //!
 //! Everything of `kiln-core` is at the root: [`Device`], [`Tensor`], [`Recording`] and the
 //! operations in [`ops`]. File formats are in [`format`](mod@format), devices in modules of their
-//! own.
+//! own; [`prelude`] opens the best one.
 
 pub use kiln_core::*;
+
+mod open;
 
 /// The CPU device.
 pub use kiln_cpu as cpu;
 /// GGUF and safetensors files.
 pub use kiln_format as format;
+pub use open::{DeviceOpen, DeviceOptions, OpenError, devices};
+
+/// What most programs begin with: `use kiln::prelude::*;`.
+pub mod prelude {
+    pub use crate::{DType, Device, DeviceOpen, DeviceOptions, OpenError, Tensor};
+}

@@ -57,7 +57,7 @@ op! {
         window: Option<usize>,
         /// Soft limit of the scores.
         softcap: Option<f32>,
-        /// Absolute position of query row 0; `None` is `kL - qL`.
+        /// Absolute position of query row 0, below 2^31; `None` is `kL - qL`.
         q_offset: Option<usize>,
         /// Rows and columns of a tile of `blocks`; ignored without it.
         tile: [usize; 2],
@@ -181,6 +181,8 @@ impl Contract for FlashAttention<Tensor> {
         sinks_check(check, self.sinks.as_ref(), heads)?;
         let offset = self.q_offset.is_some() || q_len <= kv_len;
         check.param(offset, "q_offset", "given where qL > kL", "none")?;
+        let q_offset = self.q_offset.unwrap_or(0);
+        check.param(q_offset <= i32::MAX as usize, "q_offset", "below 2^31", q_offset)?;
         if let Some(mask) = &self.mask {
             mask_check(check, mask, [batch, heads, q_len, kv_len])?;
             if mask.dtype() != DType::U8 {

@@ -16,7 +16,7 @@ struct Lifetime {
 }
 
 /// Offsets by storage, and the size of the arena. The largest come first; each takes the lowest
-/// gap among those alive at the same time.
+/// gap among those alive at the same time. Sums saturate: no device can allocate such an arena.
 pub(super) fn place(ops: &[Op<Tensor>]) -> (HashMap<Id, usize>, usize) {
     let mut lifetimes = lifetimes(ops);
     lifetimes.sort_by_key(|life| (std::cmp::Reverse(life.bytes), life.first));
@@ -26,17 +26,17 @@ pub(super) fn place(ops: &[Op<Tensor>]) -> (HashMap<Id, usize>, usize) {
         let mut busy: Vec<(usize, usize)> = placed
             .iter()
             .filter(|(_, other)| life.first <= other.last && other.first <= life.last)
-            .map(|&(offset, other)| (offset, offset + other.bytes))
+            .map(|&(offset, other)| (offset, offset.saturating_add(other.bytes)))
             .collect();
         busy.sort_unstable();
-        let mut offset = 0;
+        let mut offset = 0usize;
         for (start, end) in busy {
-            if offset + life.bytes <= start {
+            if offset.saturating_add(life.bytes) <= start {
                 break;
             }
             offset = offset.max(end);
         }
-        size = size.max(offset + life.bytes);
+        size = size.max(offset.saturating_add(life.bytes));
         placed.push((offset, life));
     }
     (placed.into_iter().map(|(offset, life)| (life.id, offset)).collect(), size)

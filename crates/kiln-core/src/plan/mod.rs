@@ -115,7 +115,7 @@ impl Plan {
         let id = tensor.storage().id();
         let range = tensor.byte_range();
         match self.placements.get(&id) {
-            Some(&base) => (None, base + range.start..base + range.end),
+            Some(&base) => (None, base.saturating_add(range.start)..base.saturating_add(range.end)),
             None => (Some(id), range),
         }
     }

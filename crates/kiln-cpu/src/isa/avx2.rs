@@ -42,6 +42,12 @@ fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
+/// Unlike `array::map`, always inlined.
+#[inline(always)]
+fn each<T: Copy, U>(v: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+    [f(v[0]), f(v[1])]
+}
+
 #[inline(always)]
 fn dot_bytes<const VNNI: bool>(acc: __m256i, w: __m256i, y: __m256i) -> __m256i {
     if VNNI {
@@ -59,6 +65,30 @@ fn dot_bytes<const VNNI: bool>(acc: __m256i, w: __m256i, y: __m256i) -> __m256i 
     })
 }
 
+/// Transposes 8 rows of 8.
+#[inline(always)]
+fn transpose_block(rows: [__m256; 8]) -> [__m256; 8] {
+    let mut a = rows;
+    let mut b = rows;
+    for i in (0..8).step_by(2) {
+        b[i] = compute!(_mm256_unpacklo_ps(a[i], a[i + 1]));
+        b[i + 1] = compute!(_mm256_unpackhi_ps(a[i], a[i + 1]));
+    }
+    for i in (0..8).step_by(4) {
+        for j in 0..2 {
+            let low = compute!(_mm256_castps_pd(b[i + j]));
+            let high = compute!(_mm256_castps_pd(b[i + j + 2]));
+            a[i + 2 * j] = compute!(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)));
+            a[i + 2 * j + 1] = compute!(_mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
+        }
+    }
+    for i in 0..4 {
+        b[i] = compute!(_mm256_permute2f128_ps::<0x20>(a[i], a[i + 4]));
+        b[i + 4] = compute!(_mm256_permute2f128_ps::<0x31>(a[i], a[i + 4]));
+    }
+    b
+}
+
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
@@ -66,6 +96,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const NAME: &'static str = if VNNI { "avx-vnni" } else { "avx2" };
     const COLUMNS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self(())
+    }
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -110,7 +145,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let halves = unsafe {
             [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast())]
         };
-        halves.map(|half| {
+        each(halves, |half| {
             compute!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
         })
     }
@@ -157,12 +192,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn round(self, v: Self::F) -> Self::F {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        v.map(|v| compute!(_mm256_round_ps::<NEAREST>(v)))
+        each(v, |v| compute!(_mm256_round_ps::<NEAREST>(v)))
     }
 
     #[inline(always)]
     fn exp2_int(self, v: Self::F) -> Self::F {
-        v.map(|v| {
+        each(v, |v| {
             compute!({
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
@@ -176,6 +211,47 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         // SAFETY: the array has 16 values.
         unsafe { self.store(lanes.as_mut_ptr(), v) };
         lanes
+    }
+
+    #[inline(always)]
+    fn sums(self, v: [Self::F; LANES]) -> Self::F {
+        let v = v.map(|v| compute!(_mm256_add_ps(v[0], v[1])));
+        let pair = |a, b| {
+            compute!(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)))
+        };
+        // Each half of a vector holds its part of the sums of 4 inputs.
+        let four = |at: usize| {
+            compute!({
+                let a = _mm256_castps_pd(pair(v[at], v[at + 1]));
+                let b = _mm256_castps_pd(pair(v[at + 2], v[at + 3]));
+                _mm256_add_ps(
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
+                )
+            })
+        };
+        let eight = |at: usize| {
+            let (a, b) = (four(at), four(at + 4));
+            compute!(_mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+            ))
+        };
+        [eight(0), eight(8)]
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut out = rows;
+        for row in [0, 8] {
+            for column in [0, 8] {
+                let block = std::array::from_fn(|i| rows[row + i][column / 8]);
+                for (i, v) in transpose_block(block).into_iter().enumerate() {
+                    out[column + i][row / 8] = v;
+                }
+            }
+        }
+        out
     }
 
     #[inline(always)]
@@ -201,24 +277,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn load_int(self, from: *const i32) -> Self::I {
-        // SAFETY: 16 readable values, by the contract.
-        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())] }
-    }
-
-    #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        both(a, b, |a, b| compute!(_mm256_add_epi32(a, b)))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
-        v.map(|v| compute!(_mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))))
+        each(v, |v| compute!(_mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))))
     }
 
     #[inline(always)]
     fn to_float(self, v: Self::I) -> Self::F {
-        v.map(|v| compute!(_mm256_cvtepi32_ps(v)))
+        each(v, |v| compute!(_mm256_cvtepi32_ps(v)))
     }
 
     #[inline(always)]
@@ -230,6 +295,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn load_bytes(self, from: *const u8) -> Self::B {
         // SAFETY: 64 readable bytes, by the contract.
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, v: Self::B) {
+        // SAFETY: 64 writable bytes, by the contract.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), v[0]);
+            _mm256_storeu_si256(to.add(32).cast(), v[1]);
+        }
     }
 
     #[inline(always)]
@@ -272,17 +346,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn shl_bytes<const N: u32>(self, v: Self::B) -> Self::B {
-        v.map(|v| compute!(_mm256_sll_epi16(v, _mm_cvtsi32_si128(N as i32))))
+        each(v, |v| compute!(_mm256_sll_epi16(v, _mm_cvtsi32_si128(N as i32))))
     }
 
     #[inline(always)]
     fn and_bytes(self, v: Self::B, mask: u8) -> Self::B {
-        v.map(|v| compute!(_mm256_and_si256(v, _mm256_set1_epi8(mask as i8))))
+        each(v, |v| compute!(_mm256_and_si256(v, _mm256_set1_epi8(mask as i8))))
     }
 
     #[inline(always)]
     fn xor_bytes(self, v: Self::B, mask: u8) -> Self::B {
-        v.map(|v| compute!(_mm256_xor_si256(v, _mm256_set1_epi8(mask as i8))))
+        each(v, |v| compute!(_mm256_xor_si256(v, _mm256_set1_epi8(mask as i8))))
     }
 
     #[inline(always)]
@@ -292,7 +366,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn bytes_of_bits(self, bits: u64) -> Self::B {
-        [bits as u32, (bits >> 32) as u32].map(|bits| {
+        each([bits as u32, (bits >> 32) as u32], |bits| {
             compute!({
                 // Byte i gets the byte of the word that holds its bit, then its own bit is tested.
                 let spread = _mm256_setr_epi64x(
@@ -313,7 +387,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn lookup(self, v: Self::B, table: &[u8; 16]) -> Self::B {
         // SAFETY: the table has 16 bytes.
         let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
-        v.map(|v| compute!(_mm256_shuffle_epi8(table, v)))
+        each(v, |v| compute!(_mm256_shuffle_epi8(table, v)))
     }
 
     #[inline(always)]

@@ -44,6 +44,11 @@ impl Simd for Avx512Vnni {
     const COLUMNS: usize = 12;
 
     #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: the token proves that the instructions are there.
         unsafe { enabled(work) }
@@ -152,6 +157,61 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn maximum(self, v: Self::F) -> f32 {
+        compute!(_mm512_reduce_max_ps(v))
+    }
+
+    #[inline(always)]
+    fn sums(self, v: [Self::F; LANES]) -> Self::F {
+        compute!({
+            // Each quarter of a vector holds its part of the sums of 4 inputs.
+            let four = |at: usize| {
+                let pair = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let a = _mm512_castps_pd(pair(v[at], v[at + 1]));
+                let b = _mm512_castps_pd(pair(v[at + 2], v[at + 3]));
+                _mm512_add_ps(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
+                )
+            };
+            let quarters = |a, b| {
+                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                _mm512_add_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+            };
+            quarters(quarters(four(0), four(4)), quarters(four(8), four(12)))
+        })
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut a = rows;
+        let mut b = rows;
+        for i in (0..LANES).step_by(2) {
+            b[i] = compute!(_mm512_unpacklo_ps(a[i], a[i + 1]));
+            b[i + 1] = compute!(_mm512_unpackhi_ps(a[i], a[i + 1]));
+        }
+        // Now a quarter of `a[4 * i + j]` is column `j` of that quarter, of rows `4 * i..4 * i + 4`.
+        for i in (0..LANES).step_by(4) {
+            for j in 0..2 {
+                let low = compute!(_mm512_castps_pd(b[i + j]));
+                let high = compute!(_mm512_castps_pd(b[i + j + 2]));
+                a[i + 2 * j] = compute!(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)));
+                a[i + 2 * j + 1] = compute!(_mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+            }
+        }
+        for j in 0..4 {
+            let even = |i: usize| compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(a[i], a[i + 4]));
+            let odd = |i: usize| compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(a[i], a[i + 4]));
+            let [e0, e1, o0, o1] = [even(j), even(j + 8), odd(j), odd(j + 8)];
+            b[j] = compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(e0, e1));
+            b[j + 4] = compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(o0, o1));
+            b[j + 8] = compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(e0, e1));
+            b[j + 12] = compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(o0, o1));
+        }
+        b
+    }
+
+    #[inline(always)]
     fn fma1(self, a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
@@ -175,17 +235,6 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
-    unsafe fn load_int(self, from: *const i32) -> Self::I {
-        // SAFETY: 16 readable values, by the contract.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-
-    #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        compute!(_mm512_add_epi32(a, b))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         compute!(_mm512_slli_epi32::<N>(v))
     }
@@ -204,6 +253,12 @@ impl Simd for Avx512Vnni {
     unsafe fn load_bytes(self, from: *const u8) -> Self::B {
         // SAFETY: 64 readable bytes, by the contract.
         unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, v: Self::B) {
+        // SAFETY: 64 writable bytes, by the contract.
+        unsafe { _mm512_storeu_si512(to.cast(), v) }
     }
 
     #[inline(always)]

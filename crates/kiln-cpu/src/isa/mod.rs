@@ -34,7 +34,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Columns of a matrix-product tile: what fits the registers.
     const COLUMNS: usize;
 
-    /// Calls `work` with the instruction set enabled.
+    /// The token, in code that is only reached with one.
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn assume() -> Self;
+
+    /// Calls `work` with the instruction set enabled. Pass a closure marked `#[inline(always)]`: code
+    /// that is not inlined here is compiled without the instructions.
     fn run<R>(self, work: impl FnOnce() -> R) -> R;
 
     fn splat(self, value: f32) -> Self::F;
@@ -61,7 +68,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     fn round(self, v: Self::F) -> Self::F;
-    /// `2^v` of integers in `-126..=127`.
+    /// `2^v` of integers in `-126..=127`; 0 for -127.
     fn exp2_int(self, v: Self::F) -> Self::F;
     fn to_array(self, v: Self::F) -> [f32; LANES];
 
@@ -83,6 +90,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         tree(self.to_array(v), f32::max)
     }
 
+    /// Lane `i` is the sum of the lanes of `v[i]`.
+    #[inline(always)]
+    fn sums(self, v: [Self::F; LANES]) -> Self::F {
+        let sums = v.map(|v| self.sum(v));
+        // SAFETY: the array has 16 values.
+        unsafe { self.load(sums.as_ptr()) }
+    }
+
+    /// Lane `j` of vector `i` is lane `i` of `rows[j]`.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let rows = rows.map(|row| self.to_array(row));
+        std::array::from_fn(|i| {
+            let column: [f32; LANES] = std::array::from_fn(|j| rows[j][i]);
+            // SAFETY: the array has 16 values.
+            unsafe { self.load(column.as_ptr()) }
+        })
+    }
+
     /// `e^v`, relative error below 2e-7; 0 below -87.3, clamped above 88.
     #[inline(always)]
     fn exp(self, v: Self::F) -> Self::F {
@@ -100,14 +126,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.zero_below(v, -87.33, value)
     }
 
+    /// `tanh(v)`, relative error below 5e-7.
+    #[inline(always)]
+    fn tanh(self, v: Self::F) -> Self::F {
+        let zero = self.splat(0.0);
+        // Limits as first arguments, so that NaN stays.
+        let limit = self.splat(-TANH_LIMIT);
+        let below = self.sub(zero, self.max(limit, v));
+        let u = self.sub(zero, self.max(limit, below));
+        let z = self.mul(u, u);
+        let [p, q] = TANH_COEFFICIENTS[0];
+        let (mut p, mut q) = (self.splat(p), self.splat(q));
+        for [numerator, denominator] in &TANH_COEFFICIENTS[1..] {
+            p = self.fma(p, z, self.splat(*numerator));
+            q = self.fma(q, z, self.splat(*denominator));
+        }
+        self.div(self.mul(u, p), q)
+    }
+
     /// `value` where `v >= limit`, else 0.
     fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F;
 
     fn splat_int(self, value: i32) -> Self::I;
-    /// # Safety
-    /// 16 readable values.
-    unsafe fn load_int(self, from: *const i32) -> Self::I;
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I;
     fn to_float(self, v: Self::I) -> Self::F;
     /// Adds to each lane the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `y`.
@@ -116,6 +156,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 64 readable bytes.
     unsafe fn load_bytes(self, from: *const u8) -> Self::B;
+    /// # Safety
+    /// 64 writable bytes.
+    unsafe fn store_bytes(self, to: *mut u8, v: Self::B);
     /// The 4 bytes at `from`, 16 times.
     ///
     /// # Safety
@@ -161,6 +204,19 @@ const EXP_COEFFICIENTS: [f32; 7] = [
     0.5,
     1.0,
     1.0,
+];
+
+/// Beyond, `tanh` is 1 in f32.
+const TANH_LIMIT: f32 = 9.0;
+
+/// Numerator and denominator of `tanh(u) / u` in `u^2` up to [`TANH_LIMIT`], highest power first:
+/// minimax, relative error below 3e-8.
+const TANH_COEFFICIENTS: [[f32; 2]; 5] = [
+    [1.335_341e-8, 7.776_046e-7],
+    [2.060_818_3e-5, 3.285_546e-4],
+    [3.495_534_4e-3, 2.587_678e-2],
+    [1.338_098_1e-1, 4.671_429_7e-1],
+    [1.0, 1.0],
 ];
 
 #[inline(always)]

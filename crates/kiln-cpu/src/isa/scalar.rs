@@ -3,7 +3,8 @@
 use super::{LANES, Simd};
 use crate::view::f16_bits_to_f32;
 
-/// Arrays and loops; what the compiler makes of them.
+/// Arrays and loops; what the compiler makes of them. Work on bytes is not inlined: it would be huge
+/// and no faster.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar;
 
@@ -19,6 +20,11 @@ impl Simd for Scalar {
 
     const NAME: &'static str = "scalar";
     const COLUMNS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self
+    }
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -126,17 +132,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_int(self, from: *const i32) -> Self::I {
-        // SAFETY: 16 readable values, by the contract.
-        unsafe { from.cast::<Self::I>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        map(a, b, i32::wrapping_add)
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         v.map(|v| v << N)
     }
@@ -146,7 +141,7 @@ impl Simd for Scalar {
         v.map(|v| v as f32)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
         std::array::from_fn(|lane| {
             let products = (0..4).map(|i| i32::from(w[4 * lane + i]) * i32::from(y[4 * lane + i] as i8));
@@ -161,20 +156,26 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, v: Self::B) {
+        // SAFETY: 64 writable bytes, by the contract.
+        unsafe { to.cast::<Self::B>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
     unsafe fn splat_bytes4(self, from: *const u8) -> Self::B {
         // SAFETY: 4 readable bytes, by the contract.
         let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
         std::array::from_fn(|i| bytes[i % 4])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn twice_bytes32(self, from: *const u8) -> Self::B {
         // SAFETY: 32 readable bytes, by the contract.
         let bytes = unsafe { from.cast::<[u8; 32]>().read_unaligned() };
         std::array::from_fn(|i| bytes[i % 32])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn join_bytes32(self, a: *const u8, b: *const u8) -> Self::B {
         // SAFETY: 32 readable bytes at each, by the contract.
         let halves = unsafe {
@@ -183,7 +184,7 @@ impl Simd for Scalar {
         std::array::from_fn(|i| halves[i / 32][i % 32])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn twice_bytes16(self, a: *const u8, b: *const u8) -> Self::B {
         // SAFETY: 16 readable bytes at each, by the contract.
         let halves = unsafe {
@@ -192,42 +193,42 @@ impl Simd for Scalar {
         std::array::from_fn(|i| halves[i / 32][i % 16])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shr_bytes(self, v: Self::B, counts: [u32; 4]) -> Self::B {
         std::array::from_fn(|i| v[i] >> counts[i / 16])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shl_bytes<const N: u32>(self, v: Self::B) -> Self::B {
         v.map(|byte| byte << N)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn and_bytes(self, v: Self::B, mask: u8) -> Self::B {
         v.map(|byte| byte & mask)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn xor_bytes(self, v: Self::B, mask: u8) -> Self::B {
         v.map(|byte| byte ^ mask)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B {
         map(a, b, |a, b| a | b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn bytes_of_bits(self, bits: u64) -> Self::B {
         std::array::from_fn(|i| (bits >> i & 1) as u8)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn lookup(self, v: Self::B, table: &[u8; 16]) -> Self::B {
         v.map(|index| table[usize::from(index & 15)])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn widen_bytes(self, v: Self::B) -> [Self::F; 4] {
         std::array::from_fn(|quarter| {
             std::array::from_fn(|lane| f32::from(v[16 * quarter + lane]))

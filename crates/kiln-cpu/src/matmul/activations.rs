@@ -44,30 +44,21 @@ pub(crate) struct Layout {
 pub(crate) struct Parts {
     pub(crate) high: usize,
     pub(crate) low: usize,
-    /// f32: scales by 32 (tiles) or by 16 (columns).
+    /// f32: scales by 32 values (tiles) or by 16 (columns).
     pub(crate) scales: usize,
-    /// Sums for formats with a scale per 16 values.
-    pub(crate) by_16: Sums,
-    /// Sums for formats with a scale per 32 values; columns have none.
-    pub(crate) by_32: Sums,
+    /// f32: scale times sum by 16 values.
+    pub(crate) sums_16: usize,
+    /// f32: scale times sum by 32 values; columns have none.
+    pub(crate) sums_32: usize,
     /// Bytes in all.
     pub(crate) bytes: usize,
 }
 
-/// Sums of quantised values: what biases and minima of weights are multiplied with.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sums {
-    /// i32: negated sums of groups (tiles) or of fours (columns).
-    pub(crate) negated: usize,
-    /// f32: scale times sum, by groups.
-    pub(crate) scaled: usize,
-}
-
 impl Parts {
-    /// The sums for a format with that many values per scale.
+    /// Scale times sum for a format with that many values per scale.
     #[inline(always)]
-    pub(crate) fn sums(&self, group: usize) -> Sums {
-        if group == 16 { self.by_16 } else { self.by_32 }
+    pub(crate) fn sums(&self, group: usize) -> usize {
+        if group == 16 { self.sums_16 } else { self.sums_32 }
     }
 }
 
@@ -82,23 +73,16 @@ impl Layout {
             end += 4 * len;
             start
         };
-        let (mut by_16, mut by_32) = (Sums::default(), Sums::default());
-        let scales = match self.packing {
-            Packing::Columns => {
-                by_16 = Sums { negated: part(values / 4), scaled: part(values / 16) };
-                part(values / 16)
-            }
-            Packing::Tiles => {
-                by_16 = Sums { negated: part(values / 16), scaled: part(values / 16) };
-                by_32 = Sums { negated: part(values / 32), scaled: part(values / 32) };
-                part(values / SCALE_GROUP)
-            }
+        let (scales, sums_16, sums_32) = match self.packing {
+            Packing::Columns => (part(values / 16), part(values / 16), 0),
+            Packing::Tiles => (part(values / SCALE_GROUP), part(values / 16), part(values / 32)),
             Packing::FloatColumns | Packing::FloatTiles => {
                 end = 4 * values;
-                0
+                (0, 0, 0)
             }
         };
-        Parts { high: 0, low: values, scales, by_16, by_32, bytes: end.next_multiple_of(64) }
+        let bytes = end.next_multiple_of(64);
+        Parts { high: 0, low: values, scales, sums_16, sums_32, bytes }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -188,14 +172,10 @@ pub(crate) fn pack_column<S: Simd>(
                 let at = column * depth + block * SCALE_GROUP;
                 tile.bytes_at(parts.high + at).copy_from_slice(bytemuck::bytes_of(&q.high));
                 tile.bytes_at(parts.low + at).copy_from_slice(bytemuck::bytes_of(&q.low));
-                let fours = q.values.as_chunks::<4>().0;
-                for (i, four) in fours.iter().enumerate() {
-                    tile.set(parts.by_16.negated, at / 4 + i, -four.iter().sum::<i32>());
-                }
                 for (i, half) in q.values.chunks_exact(16).enumerate() {
                     let sum = half.iter().sum::<i32>() as f32;
                     tile.set(parts.scales, at / 16 + i, q.scale);
-                    tile.set(parts.by_16.scaled, at / 16 + i, q.scale * sum);
+                    tile.set(parts.sums_16, at / 16 + i, q.scale * sum);
                 }
             }
         }
@@ -211,12 +191,10 @@ pub(crate) fn pack_column<S: Simd>(
                     tile.set(parts.low, at, four(&q.low));
                 }
                 tile.set(parts.scales, block * width + column, q.scale);
-                for (group, sums) in [(16, parts.by_16), (32, parts.by_32)] {
+                for (group, sums) in [(16, parts.sums_16), (32, parts.sums_32)] {
                     for (i, values) in q.values.chunks_exact(group).enumerate() {
                         let at = (block * (SCALE_GROUP / group) + i) * width + column;
-                        let sum = values.iter().sum::<i32>();
-                        tile.set(sums.negated, at, -sum);
-                        tile.set(sums.scaled, at, q.scale * sum as f32);
+                        tile.set(sums, at, q.scale * values.iter().sum::<i32>() as f32);
                     }
                 }
             }

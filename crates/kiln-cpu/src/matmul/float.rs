@@ -1,39 +1,58 @@
 //! Weights as f32, 64 values at a time: plain types, and blocks dequantised.
 
-use super::format::{CHUNK, Format, bias};
-use crate::isa::{LANES, Simd};
-use std::marker::PhantomData;
+use super::format::{CHUNK, Format, with_format};
+use crate::isa::{Isa, LANES, Simd, with_simd};
+use kiln_core::DType;
 
-/// A weight type read as f32.
-pub(crate) trait FloatSource: 'static {
-    /// Chunk `index` of a row, of which the first `valid` values exist; the others are any finite
-    /// values.
-    ///
-    /// # Safety
-    /// `row` is a row with those values.
-    unsafe fn floats<S: Simd>(s: S, row: *const u8, index: usize, valid: usize) -> [S::F; 4];
+/// Reads chunk `index` of a row as f32, of which the first `valid` values exist; the others are any
+/// finite values.
+///
+/// # Safety
+/// The row has those values.
+pub(crate) type ReadChunk =
+    unsafe fn(row: *const u8, index: usize, valid: usize, out: &mut [f32; CHUNK]);
+
+/// The reader of a weight type.
+pub(crate) fn reader(isa: Isa, dtype: DType) -> ReadChunk {
+    fn blocks<S: Simd, F: Format>(_: S) -> ReadChunk {
+        read_blocks::<S, F>
+    }
+    fn plain<S: Simd, P: Plain>(_: S) -> ReadChunk {
+        read_plain::<S, P>
+    }
+    with_simd!(isa, s => with_format!(dtype, F => blocks::<_, F>(s), else => match dtype {
+        DType::F16 => plain::<_, F16>(s),
+        DType::BF16 => plain::<_, Bf16>(s),
+        _ => plain::<_, F32>(s),
+    }))
 }
 
-/// Blocks, dequantised.
-pub(crate) struct Dequantized<F>(PhantomData<F>);
-
-impl<F: Format> FloatSource for Dequantized<F> {
-    #[inline(always)]
-    unsafe fn floats<S: Simd>(s: S, row: *const u8, index: usize, valid: usize) -> [S::F; 4] {
-        // SAFETY: by the contract.
-        let chunk = unsafe { F::chunk(s, row, index, valid < CHUNK) };
-        let mut out = s.widen_bytes(chunk.q);
-        for (quarter, v) in out.iter_mut().enumerate() {
-            let signed = s.sub(*v, s.splat(bias::<F>() as f32));
-            let minimum = s.splat(chunk.minimum[quarter]);
-            *v = s.fma(signed, s.splat(chunk.scale[quarter]), minimum);
-        }
-        out
-    }
+unsafe fn read_blocks<S: Simd, F: Format>(
+    row: *const u8,
+    index: usize,
+    valid: usize,
+    out: &mut [f32; CHUNK],
+) {
+    // SAFETY: a reader is only given out for an instruction set that is there.
+    let s = unsafe { S::assume() };
+    s.run(
+        #[inline(always)]
+        || {
+            // SAFETY: by the contract; `out` has four vectors.
+            unsafe {
+                let chunk = F::chunk(s, row, index, valid < CHUNK);
+                for (quarter, q) in s.widen_bytes(chunk.q).into_iter().enumerate() {
+                    let minimum = s.splat(chunk.minimum[quarter]);
+                    let value = s.fma(q, s.splat(chunk.scale[quarter]), minimum);
+                    s.store(out.as_mut_ptr().add(quarter * LANES), value);
+                }
+            }
+        },
+    );
 }
 
 /// A plain type: how 16 values are loaded.
-trait Plain: 'static {
+trait Plain {
     const BYTES: usize;
     /// # Safety
     /// 16 readable values.
@@ -42,7 +61,7 @@ trait Plain: 'static {
 
 macro_rules! plain {
     ($Name:ident, $bytes:literal, $load:ident) => {
-        pub(crate) struct $Name;
+        struct $Name;
 
         impl Plain for $Name {
             const BYTES: usize = $bytes;
@@ -60,46 +79,31 @@ plain!(F32, 4, load);
 plain!(F16, 2, load_f16);
 plain!(Bf16, 2, load_bf16);
 
-impl<P: Plain> FloatSource for P {
-    #[inline(always)]
-    unsafe fn floats<S: Simd>(s: S, row: *const u8, index: usize, valid: usize) -> [S::F; 4] {
-        let from = row.wrapping_add(index * CHUNK * P::BYTES);
-        // SAFETY: a whole chunk is inside the row; of a part, only that part is copied.
-        unsafe {
-            if valid >= CHUNK {
-                return std::array::from_fn(|quarter| {
-                    P::load(s, from.wrapping_add(quarter * LANES * P::BYTES))
-                });
-            }
-            let mut padded = [0u8; CHUNK * 4];
-            std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), valid * P::BYTES);
-            std::array::from_fn(|quarter| {
-                P::load(s, padded.as_ptr().wrapping_add(quarter * LANES * P::BYTES))
-            })
-        }
+unsafe fn read_plain<S: Simd, P: Plain>(
+    row: *const u8,
+    index: usize,
+    valid: usize,
+    out: &mut [f32; CHUNK],
+) {
+    // SAFETY: a reader is only given out for an instruction set that is there.
+    let s = unsafe { S::assume() };
+    let mut from = row.wrapping_add(index * CHUNK * P::BYTES);
+    let mut padded = [0u8; CHUNK * 4];
+    if valid < CHUNK {
+        // SAFETY: the valid part of the chunk is inside the row.
+        unsafe { std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), valid * P::BYTES) };
+        from = padded.as_ptr();
     }
+    s.run(
+        #[inline(always)]
+        || {
+            for quarter in 0..CHUNK / LANES {
+                // SAFETY: a whole chunk is readable; `out` has four vectors.
+                unsafe {
+                    let value = P::load(s, from.add(quarter * LANES * P::BYTES));
+                    s.store(out.as_mut_ptr().add(quarter * LANES), value);
+                }
+            }
+        },
+    );
 }
-
-/// Evaluates an expression, generic over the [`FloatSource`], for a weight type.
-macro_rules! with_float_source {
-    ($dtype:expr, $Source:ident => $work:expr) => {
-        $crate::matmul::format::with_format!($dtype, BlockFormat => {
-            type $Source = $crate::matmul::float::Dequantized<BlockFormat>;
-            $work
-        }, else => match $dtype {
-            kiln_core::DType::F16 => {
-                type $Source = $crate::matmul::float::F16;
-                $work
-            }
-            kiln_core::DType::BF16 => {
-                type $Source = $crate::matmul::float::Bf16;
-                $work
-            }
-            _ => {
-                type $Source = $crate::matmul::float::F32;
-                $work
-            }
-        })
-    };
-}
-pub(crate) use with_float_source;

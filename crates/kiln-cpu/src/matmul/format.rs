@@ -1,7 +1,8 @@
 //! Unpacking of block-quantised weights to unsigned bytes, 64 values at a time.
 //!
-//! Every format is `value = scale * (q - BIAS) + minimum` with an unsigned byte `q` and one scale
-//! (and minimum) per group of 16 or 32 values. The layouts are those of `kiln_core::quant`.
+//! Every format is `value = scale * q + minimum` with an unsigned byte `q` and one scale and minimum
+//! per group of 16 or 32 values; for signed codes the minimum is minus the scale times their bias.
+//! The layouts are those of `kiln_core::quant`.
 
 use crate::isa::Simd;
 use kiln_core::DType;
@@ -16,15 +17,45 @@ pub(crate) struct Chunk<S: Simd> {
 /// Values in a chunk.
 pub(crate) const CHUNK: usize = 64;
 
+/// A chunk in memory.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct StoredChunk {
+    pub(crate) q: [u8; CHUNK],
+    pub(crate) scale: [f32; 4],
+    pub(crate) minimum: [f32; 4],
+}
+
+impl StoredChunk {
+    /// A chunk of zeros.
+    pub(crate) const ZERO: Self = Self { q: [0; CHUNK], scale: [0.0; 4], minimum: [0.0; 4] };
+
+    /// Unpacks a chunk of a row.
+    ///
+    /// # Safety
+    /// As [`Format::chunk`].
+    #[inline(always)]
+    pub(crate) unsafe fn unpack<S: Simd, F: Format>(
+        &mut self,
+        s: S,
+        row: *const u8,
+        index: usize,
+        half: bool,
+    ) {
+        // SAFETY: by the contract; `q` is 64 bytes.
+        unsafe {
+            let chunk = F::chunk(s, row, index, half);
+            s.store_bytes(self.q.as_mut_ptr(), chunk.q);
+            self.scale = chunk.scale;
+            self.minimum = chunk.minimum;
+        }
+    }
+}
+
 /// A block format.
 pub(crate) trait Format: 'static {
-    const DTYPE: DType;
     /// Values that share a scale: 16 or 32.
     const GROUP: usize;
-    /// Log2 of what is subtracted from the bytes; `None` for nothing.
-    const BIAS_LOG2: Option<u32>;
-    /// Whether there are minima.
-    const MINIMUM: bool;
 
     /// Unpacks chunk `index` of a row. In a row of an odd number of 32-value blocks, `half` says
     /// that only the first half of the chunk exists; the second is then any finite values.
@@ -32,14 +63,6 @@ pub(crate) trait Format: 'static {
     /// # Safety
     /// `row` is a row of blocks with that chunk.
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S>;
-}
-
-/// What is subtracted from the bytes.
-pub(crate) const fn bias<F: Format>() -> i32 {
-    match F::BIAS_LOG2 {
-        Some(log2) => 1 << log2,
-        None => 0,
-    }
 }
 
 #[inline(always)]
@@ -65,6 +88,12 @@ fn pairs(a: f32, b: f32) -> [f32; 4] {
     [a, a, b, b]
 }
 
+/// The minima of codes that have `bias` added.
+#[inline(always)]
+fn biased(scale: [f32; 4], bias: f32) -> [f32; 4] {
+    scale.map(|scale| -bias * scale)
+}
+
 /// The two 32-value blocks of a chunk; the same one twice where there is only one.
 #[inline(always)]
 unsafe fn two_blocks(row: *const u8, bytes: usize, index: usize, half: bool) -> [*const u8; 2] {
@@ -77,14 +106,11 @@ unsafe fn two_blocks(row: *const u8, bytes: usize, index: usize, half: bool) -> 
 
 /// Formats of 32 nibbles: low nibbles are the first 16 values, high ones the rest.
 macro_rules! nibble_format {
-    ($Name:ident, $dtype:ident, high: $high:literal, minimum: $minimum:literal, $bias:expr) => {
+    ($Name:ident, $dtype:ident, high: $high:literal, minimum: $minimum:literal, bias: $bias:literal) => {
         pub(crate) struct $Name;
 
         impl Format for $Name {
-            const DTYPE: DType = DType::$dtype;
             const GROUP: usize = 32;
-            const BIAS_LOG2: Option<u32> = $bias;
-            const MINIMUM: bool = $minimum;
 
             #[inline(always)]
             unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -104,7 +130,7 @@ macro_rules! nibble_format {
                     let minimum = if $minimum {
                         pairs(read_half(s, a.add(2)), read_half(s, b.add(2)))
                     } else {
-                        [0.0; 4]
+                        biased(scale, $bias)
                     };
                     Chunk { q, scale, minimum }
                 }
@@ -113,18 +139,15 @@ macro_rules! nibble_format {
     };
 }
 
-nibble_format!(Q4_0, Q4_0, high: false, minimum: false, Some(3));
-nibble_format!(Q4_1, Q4_1, high: false, minimum: true, None);
-nibble_format!(Q5_0, Q5_0, high: true, minimum: false, Some(4));
-nibble_format!(Q5_1, Q5_1, high: true, minimum: true, None);
+nibble_format!(Q4_0, Q4_0, high: false, minimum: false, bias: 8.0);
+nibble_format!(Q4_1, Q4_1, high: false, minimum: true, bias: 0.0);
+nibble_format!(Q5_0, Q5_0, high: true, minimum: false, bias: 16.0);
+nibble_format!(Q5_1, Q5_1, high: true, minimum: true, bias: 0.0);
 
 pub(crate) struct Q8_0;
 
 impl Format for Q8_0 {
-    const DTYPE: DType = DType::Q8_0;
     const GROUP: usize = 32;
-    const BIAS_LOG2: Option<u32> = Some(7);
-    const MINIMUM: bool = false;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -133,7 +156,7 @@ impl Format for Q8_0 {
             let [a, b] = two_blocks(row, DType::Q8_0.block_bytes(), index, half);
             let q = s.xor_bytes(s.join_bytes32(a.add(2), b.add(2)), 0x80);
             let scale = pairs(read_half(s, a), read_half(s, b));
-            Chunk { q, scale, minimum: [0.0; 4] }
+            Chunk { q, scale, minimum: biased(scale, 128.0) }
         }
     }
 }
@@ -154,10 +177,7 @@ const IQ4_VALUES: [u8; 16] = {
 pub(crate) struct Iq4Nl;
 
 impl Format for Iq4Nl {
-    const DTYPE: DType = DType::Iq4Nl;
     const GROUP: usize = 32;
-    const BIAS_LOG2: Option<u32> = Some(7);
-    const MINIMUM: bool = false;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -167,7 +187,7 @@ impl Format for Iq4Nl {
             let nibbles = s.twice_bytes16(a.add(2), b.add(2));
             let index = s.and_bytes(s.shr_bytes(nibbles, [0, 4, 0, 4]), 15);
             let scale = pairs(read_half(s, a), read_half(s, b));
-            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: [0.0; 4] }
+            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased(scale, 128.0) }
         }
     }
 }
@@ -182,10 +202,7 @@ unsafe fn in_super_block(row: *const u8, dtype: DType, index: usize) -> (*const 
 pub(crate) struct Iq4Xs;
 
 impl Format for Iq4Xs {
-    const DTYPE: DType = DType::Iq4Xs;
     const GROUP: usize = 32;
-    const BIAS_LOG2: Option<u32> = Some(7);
-    const MINIMUM: bool = false;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -202,7 +219,7 @@ impl Format for Iq4Xs {
                 d * (i32::from(low & 15) + i32::from((high & 3) << 4) - 32) as f32
             };
             let scale = pairs(scale(low, high), scale(low >> 4, high >> 2));
-            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: [0.0; 4] }
+            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased(scale, 128.0) }
         }
     }
 }
@@ -227,10 +244,7 @@ macro_rules! k_format {
         pub(crate) struct $Name;
 
         impl Format for $Name {
-            const DTYPE: DType = DType::$dtype;
             const GROUP: usize = 32;
-            const BIAS_LOG2: Option<u32> = None;
-            const MINIMUM: bool = true;
 
             #[inline(always)]
             unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -265,10 +279,7 @@ k_format!(Q5K, Q5K, high: true);
 pub(crate) struct Q6K;
 
 impl Format for Q6K {
-    const DTYPE: DType = DType::Q6K;
     const GROUP: usize = 16;
-    const BIAS_LOG2: Option<u32> = Some(5);
-    const MINIMUM: bool = false;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -282,7 +293,8 @@ impl Format for Q6K {
             let q = s.or_bytes(s.and_bytes(low, 15), s.shl_bytes::<4>(high));
             let d = read_half(s, block.add(208));
             let scales = block.add(192 + 4 * c).cast::<[i8; 4]>().read_unaligned();
-            Chunk { q, scale: scales.map(|scale| d * f32::from(scale)), minimum: [0.0; 4] }
+            let scale = scales.map(|scale| d * f32::from(scale));
+            Chunk { q, scale, minimum: biased(scale, 32.0) }
         }
     }
 }
@@ -290,10 +302,7 @@ impl Format for Q6K {
 pub(crate) struct Q2K;
 
 impl Format for Q2K {
-    const DTYPE: DType = DType::Q2K;
     const GROUP: usize = 16;
-    const BIAS_LOG2: Option<u32> = None;
-    const MINIMUM: bool = true;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -324,10 +333,7 @@ unsafe fn two_bits<S: Simd>(s: S, quants: *const u8, c: usize) -> S::B {
 pub(crate) struct Q3K;
 
 impl Format for Q3K {
-    const DTYPE: DType = DType::Q3K;
     const GROUP: usize = 16;
-    const BIAS_LOG2: Option<u32> = Some(2);
-    const MINIMUM: bool = false;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -347,7 +353,7 @@ impl Format for Q3K {
                 let top = top[i] >> (2 * c) & 3;
                 d * (i32::from(low | top << 4) - 32) as f32
             });
-            Chunk { q, scale, minimum: [0.0; 4] }
+            Chunk { q, scale, minimum: biased(scale, 4.0) }
         }
     }
 }
@@ -356,18 +362,18 @@ impl Format for Q3K {
 macro_rules! with_format {
     ($dtype:expr, $Format:ident => $work:expr, else => $other:expr) => {
         match $dtype {
-            kiln_core::DType::Q4_0 => with_format!(@ Q4_0, $Format => $work),
-            kiln_core::DType::Q4_1 => with_format!(@ Q4_1, $Format => $work),
-            kiln_core::DType::Q5_0 => with_format!(@ Q5_0, $Format => $work),
-            kiln_core::DType::Q5_1 => with_format!(@ Q5_1, $Format => $work),
-            kiln_core::DType::Q8_0 => with_format!(@ Q8_0, $Format => $work),
-            kiln_core::DType::Iq4Nl => with_format!(@ Iq4Nl, $Format => $work),
-            kiln_core::DType::Q2K => with_format!(@ Q2K, $Format => $work),
-            kiln_core::DType::Q3K => with_format!(@ Q3K, $Format => $work),
-            kiln_core::DType::Q4K => with_format!(@ Q4K, $Format => $work),
-            kiln_core::DType::Q5K => with_format!(@ Q5K, $Format => $work),
-            kiln_core::DType::Q6K => with_format!(@ Q6K, $Format => $work),
-            kiln_core::DType::Iq4Xs => with_format!(@ Iq4Xs, $Format => $work),
+            kiln_core::DType::Q4_0 => $crate::matmul::format::with_format!(@ Q4_0, $Format => $work),
+            kiln_core::DType::Q4_1 => $crate::matmul::format::with_format!(@ Q4_1, $Format => $work),
+            kiln_core::DType::Q5_0 => $crate::matmul::format::with_format!(@ Q5_0, $Format => $work),
+            kiln_core::DType::Q5_1 => $crate::matmul::format::with_format!(@ Q5_1, $Format => $work),
+            kiln_core::DType::Q8_0 => $crate::matmul::format::with_format!(@ Q8_0, $Format => $work),
+            kiln_core::DType::Iq4Nl => $crate::matmul::format::with_format!(@ Iq4Nl, $Format => $work),
+            kiln_core::DType::Q2K => $crate::matmul::format::with_format!(@ Q2K, $Format => $work),
+            kiln_core::DType::Q3K => $crate::matmul::format::with_format!(@ Q3K, $Format => $work),
+            kiln_core::DType::Q4K => $crate::matmul::format::with_format!(@ Q4K, $Format => $work),
+            kiln_core::DType::Q5K => $crate::matmul::format::with_format!(@ Q5K, $Format => $work),
+            kiln_core::DType::Q6K => $crate::matmul::format::with_format!(@ Q6K, $Format => $work),
+            kiln_core::DType::Iq4Xs => $crate::matmul::format::with_format!(@ Iq4Xs, $Format => $work),
             _ => $other,
         }
     };
@@ -386,15 +392,14 @@ mod tests {
 
     fn unpack<F: Format, S: Simd>(s: S, row: &[u8], values: usize) -> Vec<f32> {
         let mut out = Vec::new();
-        s.run(|| {
+        s.run(#[inline(always)] || {
             for index in 0..values.div_ceil(CHUNK) {
                 let half = values - index * CHUNK < CHUNK;
                 // SAFETY: the row has `values` values.
                 let chunk = unsafe { F::chunk(s, row.as_ptr(), index, half) };
                 for (quarter, lanes) in s.widen_bytes(chunk.q).into_iter().enumerate() {
                     for q in s.to_array(lanes) {
-                        let signed = q - bias::<F>() as f32;
-                        out.push(chunk.scale[quarter] * signed + chunk.minimum[quarter]);
+                        out.push(chunk.scale[quarter].mul_add(q, chunk.minimum[quarter]));
                     }
                 }
             }

@@ -3,10 +3,10 @@
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
-use super::float::FloatSource;
-use super::format::{CHUNK, Format};
-use super::mat_vec::shift;
-use crate::isa::{LANES, Simd};
+use super::float::ReadChunk;
+use super::format::{CHUNK, Format, StoredChunk, with_format};
+use crate::isa::{Isa, LANES, Simd, with_simd};
+use kiln_core::DType;
 
 /// Rows of a strip.
 pub(crate) const STRIP: usize = LANES;
@@ -17,20 +17,51 @@ pub(crate) const COLUMN_STEP: usize = 4;
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
 
+/// Unpacks chunk `index` of a row of blocks, of which only the first half exists where `half` says
+/// so.
+///
+/// # Safety
+/// The row has that chunk.
+pub(crate) type UnpackChunk =
+    unsafe fn(row: *const u8, index: usize, half: bool, out: &mut StoredChunk);
+
+/// The unpacker of a block type and its values per scale; `None` for plain types.
+pub(crate) fn unpacker(isa: Isa, dtype: DType) -> Option<(UnpackChunk, usize)> {
+    fn of<S: Simd, F: Format>(_: S) -> Option<(UnpackChunk, usize)> {
+        Some((unpack_chunk::<S, F>, F::GROUP))
+    }
+    with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
+}
+
+unsafe fn unpack_chunk<S: Simd, F: Format>(
+    row: *const u8,
+    index: usize,
+    half: bool,
+    out: &mut StoredChunk,
+) {
+    // SAFETY: an unpacker is only given out for an instruction set that is there.
+    let s = unsafe { S::assume() };
+    s.run(
+        #[inline(always)]
+        // SAFETY: by the contract.
+        || unsafe { out.unpack::<S, F>(s, row, index, half) },
+    );
+}
+
 /// An unpacked strip in a thread's scratch memory.
 pub(crate) struct Strip<'a> {
     /// `[depth / 4][16 rows][4]`
     bytes: &'a mut [u8],
-    /// `[depth / GROUP][16 rows]`
+    /// `[depth / group][16 rows]`
     scales: &'a mut [f32],
-    /// As `scales`; empty for formats without minima.
+    /// As `scales`.
     minima: &'a mut [f32],
 }
 
 /// Scratch bytes of a strip: quants, scales and minima.
-pub(crate) fn strip_bytes<F: Format>(depth: usize) -> [usize; 3] {
-    let groups = depth / F::GROUP * STRIP * size_of::<f32>();
-    [depth * STRIP, groups, if F::MINIMUM { groups } else { 0 }]
+pub(crate) fn strip_bytes(depth: usize, group: usize) -> [usize; 3] {
+    let groups = depth / group * STRIP * size_of::<f32>();
+    [depth * STRIP, groups, groups]
 }
 
 impl<'a> Strip<'a> {
@@ -43,44 +74,33 @@ impl<'a> Strip<'a> {
     /// Unpacks rows `first..first + 16`; rows past the last are zero.
     ///
     /// # Safety
-    /// The weights are of format `F`.
+    /// The unpacker fits the weights and has `GROUP` values per scale.
     #[inline(always)]
-    pub(crate) unsafe fn unpack<S: Simd, F: Format>(&mut self, s: S, weights: &Weights, first: usize) {
-        let per_chunk = CHUNK / F::GROUP;
-        let mut rows = [[0u32; LANES]; STRIP];
+    pub(crate) unsafe fn unpack<const GROUP: usize>(
+        &mut self,
+        (weights, unpack): (&Weights, UnpackChunk),
+        first: usize,
+    ) {
+        let per_chunk = CHUNK / GROUP;
+        let mut rows = [StoredChunk::ZERO; STRIP];
         for index in 0..weights.k.div_ceil(CHUNK) {
             let half = weights.k - index * CHUNK < CHUNK;
-            let scales = &mut self.scales[index * per_chunk * STRIP..][..per_chunk * STRIP];
-            for (r, row) in rows.iter_mut().enumerate() {
-                if first + r >= weights.n {
-                    *row = [0; LANES];
-                    scales.iter_mut().skip(r).step_by(STRIP).for_each(|scale| *scale = 0.0);
-                    if F::MINIMUM {
-                        let minima = &mut self.minima[index * per_chunk * STRIP..];
-                        let minima = minima[..per_chunk * STRIP].iter_mut().skip(r).step_by(STRIP);
-                        minima.for_each(|minimum| *minimum = 0.0);
-                    }
-                    continue;
-                }
+            for (r, row) in rows.iter_mut().enumerate().take(weights.n - first) {
                 // SAFETY: the row and the chunk are inside the weights.
-                let chunk = unsafe { F::chunk(s, weights.row(first + r), index, half) };
-                // SAFETY: a vector of bytes and the array are both 64 bytes of plain data.
-                *row = unsafe { std::mem::transmute_copy::<S::B, [u32; LANES]>(&chunk.q) };
-                for group in 0..per_chunk {
-                    let quarter = group * F::GROUP / 16;
-                    scales[group * STRIP + r] = chunk.scale[quarter];
-                    if F::MINIMUM {
-                        let at = (index * per_chunk + group) * STRIP + r;
-                        self.minima[at] = chunk.minimum[quarter];
-                    }
+                unsafe { unpack(weights.row(first + r), index, half, row) };
+            }
+            for group in 0..per_chunk {
+                let quarter = group * GROUP / LANES;
+                let at = (index * per_chunk + group) * STRIP;
+                for (r, row) in rows.iter().enumerate() {
+                    self.scales[at + r] = row.scale[quarter];
+                    self.minima[at + r] = row.minimum[quarter];
                 }
             }
-            let out: &mut [u32] = bytemuck::cast_slice_mut(
-                &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP],
-            );
-            for (four, out) in out.chunks_exact_mut(STRIP).enumerate() {
-                for (out, row) in out.iter_mut().zip(&rows) {
-                    *out = row[four];
+            let out = &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
+            for (four, out) in out.as_chunks_mut::<{ 4 * STRIP }>().0.iter_mut().enumerate() {
+                for (out, row) in out.as_chunks_mut::<4>().0.iter_mut().zip(&rows) {
+                    *out = row.q.as_chunks::<4>().0[four];
                 }
             }
         }
@@ -89,10 +109,10 @@ impl<'a> Strip<'a> {
     /// The product of the strip with a tile of `N` columns.
     ///
     /// # Safety
-    /// The strip was unpacked with `F` for the depth of the layout, and `tile` is a tile of `N`
+    /// The strip was unpacked with `GROUP` for the depth of the layout, and `tile` is a tile of `N`
     /// columns of that layout.
     #[inline(always)]
-    pub(crate) unsafe fn tile<S: Simd, F: Format, const N: usize>(
+    pub(crate) unsafe fn tile<S: Simd, const GROUP: usize, const N: usize>(
         &self,
         s: S,
         layout: Layout,
@@ -102,27 +122,22 @@ impl<'a> Strip<'a> {
         let (weights, scales, minima) =
             (self.bytes.as_ptr(), self.scales.as_ptr(), self.minima.as_ptr());
         let mut out = [s.splat(0.0); N];
-        // SAFETY: all offsets are inside the strip and the tile, by their layouts.
-        unsafe {
-            for group in 0..layout.depth / F::GROUP {
-                let first = group * F::GROUP / 4;
-                let mut dots = [s.splat_int(0); N];
-                for four in first..first + F::GROUP / 4 {
+        for group in 0..layout.depth / GROUP {
+            let fours = group * GROUP / 4..(group + 1) * GROUP / 4;
+            let mut dots = [s.splat_int(0); N];
+            // SAFETY: all offsets are inside the strip and the tile, by their layouts.
+            unsafe {
+                for four in fours.clone() {
                     let w = s.load_bytes(weights.add(four * 4 * STRIP));
                     let y = tile.add(parts.high + four * 4 * N);
                     for (column, dots) in dots.iter_mut().enumerate() {
                         *dots = s.dot(*dots, w, s.splat_bytes4(y.add(4 * column)));
                     }
                 }
-                let sums = tile.add(parts.sums(F::GROUP).negated).cast::<i32>().add(group * N);
-                for (column, dots) in dots.iter_mut().enumerate() {
+                for dots in &mut dots {
                     *dots = s.shl_int::<7>(*dots);
-                    if let Some(log2) = F::BIAS_LOG2 {
-                        let negated = s.splat_int(*sums.add(column));
-                        *dots = s.add_int(*dots, shift(s, negated, log2));
-                    }
                 }
-                for four in first..first + F::GROUP / 4 {
+                for four in fours {
                     let w = s.load_bytes(weights.add(four * 4 * STRIP));
                     let y = tile.add(parts.low + four * 4 * N);
                     for (column, dots) in dots.iter_mut().enumerate() {
@@ -130,18 +145,14 @@ impl<'a> Strip<'a> {
                     }
                 }
                 let scale = s.load(scales.add(group * STRIP));
-                let block = group * F::GROUP / SCALE_GROUP;
+                let minimum = s.load(minima.add(group * STRIP));
+                let block = group * GROUP / SCALE_GROUP;
                 let factors = tile.add(parts.scales).cast::<f32>().add(block * N);
+                let sums = tile.add(parts.sums(GROUP)).cast::<f32>().add(group * N);
                 for (column, out) in out.iter_mut().enumerate() {
-                    let scaled = s.mul(s.to_float(dots[column]), s.splat(*factors.add(column)));
-                    *out = s.fma(scaled, scale, *out);
-                }
-                if F::MINIMUM {
-                    let minimum = s.load(minima.add(group * STRIP));
-                    let sums = tile.add(parts.sums(F::GROUP).scaled).cast::<f32>().add(group * N);
-                    for (column, out) in out.iter_mut().enumerate() {
-                        *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
-                    }
+                    let scaled = s.mul(scale, s.splat(*factors.add(column)));
+                    *out = s.fma(s.to_float(dots[column]), scaled, *out);
+                    *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
                 }
             }
         }
@@ -157,11 +168,10 @@ pub(crate) fn float_strip_len(depth: usize) -> usize {
 /// Unpacks rows `first..first + 16` as f32, `[depth][16 rows]`; what does not exist is zero.
 ///
 /// # Safety
-/// The weights are of type `W`, and `strip` is [`float_strip_len`] long.
+/// The reader fits the weights, and `strip` is [`float_strip_len`] long.
 #[inline(always)]
-pub(crate) unsafe fn unpack_floats<S: Simd, W: FloatSource>(
-    s: S,
-    weights: &Weights,
+pub(crate) unsafe fn unpack_floats(
+    (weights, read): (&Weights, ReadChunk),
     first: usize,
     strip: &mut [f32],
 ) {
@@ -170,17 +180,12 @@ pub(crate) unsafe fn unpack_floats<S: Simd, W: FloatSource>(
         let valid = (weights.k - index * CHUNK).min(CHUNK);
         for (r, row) in rows.iter_mut().enumerate().take(weights.n - first) {
             // SAFETY: the row and the chunk are inside the weights.
-            let w = unsafe { W::floats(s, weights.row(first + r), index, valid) };
-            for (quarter, w) in w.into_iter().enumerate() {
-                row[quarter * LANES..(quarter + 1) * LANES].copy_from_slice(&s.to_array(w));
-            }
+            unsafe { read(weights.row(first + r), index, valid, row) };
             row[valid..].fill(0.0);
         }
         let out = &mut strip[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
-        for (value, out) in out.chunks_exact_mut(STRIP).enumerate() {
-            for (out, row) in out.iter_mut().zip(&rows) {
-                *out = row[value];
-            }
+        for (value, out) in out.as_chunks_mut::<STRIP>().0.iter_mut().enumerate() {
+            *out = std::array::from_fn(|r| rows[r][value]);
         }
     }
 }

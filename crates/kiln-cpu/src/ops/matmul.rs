@@ -1,12 +1,13 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{LANES, Simd, with_simd};
+use crate::isa::{Isa, LANES, Simd, with_simd};
 use crate::matmul::Weights;
 use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
-use crate::matmul::float::{FloatSource, with_float_source};
+use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
-use crate::matmul::{mat_mat, mat_vec};
+use crate::matmul::mat_mat::UnpackChunk;
+use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
 use crate::view::View;
@@ -139,7 +140,7 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
             unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
         let mut tile = TileBytes { bytes, width };
         let [x] = scratch.floats([layout.depth]);
-        with_simd!(isa, s => s.run(|| {
+        with_simd!(isa, s => s.run(#[inline(always)] || {
             for (column, row) in columns.enumerate() {
                 // SAFETY: the planner's hazards keep writers of the input out of this step.
                 unsafe { input.load(row, x) };
@@ -228,17 +229,8 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
         let packed = workspace.start().cast_const();
         for strip in task * per_task..strips.min((task + 1) * per_task) {
             for product in &products {
-                let at = Strip { product, first: strip * LANES, layout, packed };
-                match route {
-                    Route::MatVec => with_format!(product.weights.dtype, F =>
-                        with_simd!(isa, s => s.run(|| at.mat_vec::<_, F>(s))), else => ()),
-                    Route::FloatMatVec => with_float_source!(product.weights.dtype, W =>
-                        with_simd!(isa, s => s.run(|| at.float_mat_vec::<_, W>(s)))),
-                    Route::MatMat => with_format!(product.weights.dtype, F =>
-                        with_simd!(isa, s => s.run(|| at.mat_mat::<_, F>(s, scratch))), else => ()),
-                    Route::FloatMatMat => with_float_source!(product.weights.dtype, W =>
-                        with_simd!(isa, s => s.run(|| at.float_mat_mat::<_, W>(s, scratch)))),
-                }
+                let strip = Strip { product, first: strip * LANES, layout, packed };
+                strip.run(isa, route, scratch);
             }
         }
     }));
@@ -250,12 +242,26 @@ fn strips_per_task(weights: &Weights) -> usize {
     (TASK_BYTES / (weights.row_bytes() * LANES)).max(1)
 }
 
-/// Calls a method generic over a number of columns for one of a list.
-macro_rules! with_columns {
-    ($columns:expr, [$($N:literal),*], $self:ident.$work:ident::<_, $T:ty> $arguments:tt) => {
-        match $columns {
-            $($N => $self.$work::<_, $T, $N> $arguments,)*
-            other => unreachable!("{other} columns are never packed"),
+/// Evaluates an expression with a constant `$N` for one of a list of values.
+macro_rules! with_constant {
+    ($value:expr, [$($choice:literal),*], $N:ident => $work:expr) => {
+        match $value {
+            $($choice => {
+                const $N: usize = $choice;
+                $work
+            })*
+            other => unreachable!("{other} is not one of the values planned for"),
+        }
+    };
+}
+
+/// As [`with_constant`], for the widths of tiles that an instruction set uses.
+macro_rules! with_tile_width {
+    ($width:expr, $S:ident, $N:ident => $work:expr) => {
+        if const { $S::COLUMNS > mat_mat::COLUMN_STEP } {
+            with_constant!($width, [4, 8, 12], $N => $work)
+        } else {
+            with_constant!($width, [4], $N => $work)
         }
     };
 }
@@ -269,80 +275,140 @@ struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    fn rows(&self) -> std::ops::Range<usize> {
-        self.first..self.product.weights.n.min(self.first + LANES)
+    fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
+        let dtype = self.product.weights.dtype;
+        let unpacker = mat_mat::unpacker(isa, dtype);
+        match (route, unpacker) {
+            (Route::MatVec, Some(_)) if self.layout.columns == 1 => {
+                with_format!(dtype, F => with_simd!(isa, s => self.one_column::<_, F>(s)), else => ());
+            }
+            (Route::MatVec, Some((unpack, _))) => {
+                with_simd!(isa, s => self.few_quantized(s, unpack));
+            }
+            (Route::MatMat, Some((unpack, 16))) => {
+                with_simd!(isa, s => self.mat_mat::<_, 16>(s, unpack, scratch));
+            }
+            (Route::MatMat, Some((unpack, _))) => {
+                with_simd!(isa, s => self.mat_mat::<_, 32>(s, unpack, scratch));
+            }
+            (Route::FloatMatMat, _) => {
+                let read = float::reader(isa, dtype);
+                with_simd!(isa, s => self.float_mat_mat(s, read, scratch));
+            }
+            (Route::FloatMatVec | Route::MatVec | Route::MatMat, _) => {
+                let read = float::reader(isa, dtype);
+                with_simd!(isa, s => self.few_floats(s, read));
+            }
+        }
     }
 
+    fn one_column<S: Simd, F: Format>(&self, s: S) {
+        let Self { layout, packed, .. } = *self;
+        s.run(
+            #[inline(always)]
+            || {
+                self.few_columns(
+                    s,
+                    #[inline(always)]
+                    |row| {
+                        let weights = &self.product.weights;
+                        // SAFETY: the input was packed with this layout, of one column.
+                        [unsafe { mat_vec::quantized_one::<S, F>(s, weights, row, layout, packed) }]
+                    },
+                )
+            },
+        );
+    }
+
+    fn few_quantized<S: Simd>(&self, s: S, unpack: UnpackChunk) {
+        let weights = (&self.product.weights, unpack);
+        let Self { layout, packed, .. } = *self;
+        with_constant!(layout.columns, [4, 8], N => s.run(
+            #[inline(always)]
+            || {
+                self.few_columns(
+                    s,
+                    #[inline(always)]
+                    |row| {
+                        // SAFETY: the input was packed with this layout, of `N` columns.
+                        unsafe { mat_vec::quantized::<S, N>(s, weights, row, layout, packed) }
+                    },
+                )
+            },
+        ));
+    }
+
+    fn few_floats<S: Simd>(&self, s: S, read: ReadChunk) {
+        let weights = (&self.product.weights, read);
+        let Self { layout, packed, .. } = *self;
+        with_constant!(layout.columns, [1, 4, 8], N => s.run(
+            #[inline(always)]
+            || {
+                self.few_columns(
+                    s,
+                    #[inline(always)]
+                    |row| {
+                        // SAFETY: the input was packed with this layout, of `N` columns.
+                        unsafe { mat_vec::float::<S, N>(s, weights, row, layout, packed) }
+                    },
+                )
+            },
+        ));
+    }
+
+    /// Computes the sums of each row with `N` columns, and writes them.
     #[inline(always)]
-    fn write_columns<S: Simd, const N: usize>(&self, s: S, sums: &[[f32; LANES]; N]) {
+    fn few_columns<S: Simd, const N: usize>(&self, s: S, dot: impl Fn(usize) -> [f32; N]) {
+        let mut sums = [[0f32; LANES]; N];
+        let last = self.product.weights.n.min(self.first + LANES);
+        for row in self.first..last {
+            sums.iter_mut().zip(dot(row)).for_each(|(sums, sum)| sums[row - self.first] = sum);
+        }
         for (column, sums) in sums.iter().enumerate().take(self.product.m) {
             // SAFETY: the array has 16 values; the strip's rows are this task's alone.
             unsafe { self.product.write(s, [column, self.first], s.load(sums.as_ptr())) };
         }
     }
 
-    #[inline(always)]
-    fn mat_vec<S: Simd, F: Format>(&self, s: S) {
-        with_columns!(self.layout.columns, [1, 2, 4, 8], self.mat_vec_columns::<_, F>(s));
-    }
-
-    #[inline(always)]
-    fn mat_vec_columns<S: Simd, F: Format, const N: usize>(&self, s: S) {
-        let mut sums = [[0f32; LANES]; N];
-        for row in self.rows() {
-            let weights = &self.product.weights;
-            // SAFETY: the input was packed with this layout, of `N` columns.
-            let row_sums: [f32; N] = unsafe {
-                mat_vec::quantized::<S, F, N>(s, weights, row, self.layout, self.packed)
-            };
-            sums.iter_mut().zip(row_sums).for_each(|(sums, sum)| sums[row - self.first] = sum);
-        }
-        self.write_columns(s, &sums);
-    }
-
-    #[inline(always)]
-    fn float_mat_vec<S: Simd, W: FloatSource>(&self, s: S) {
-        with_columns!(self.layout.columns, [1, 2, 4, 8], self.float_mat_vec_columns::<_, W>(s));
-    }
-
-    #[inline(always)]
-    fn float_mat_vec_columns<S: Simd, W: FloatSource, const N: usize>(&self, s: S) {
-        let mut sums = [[0f32; LANES]; N];
-        for row in self.rows() {
-            let weights = &self.product.weights;
-            // SAFETY: the input was packed with this layout, of `N` columns.
-            let row_sums: [f32; N] =
-                unsafe { mat_vec::float::<S, W, N>(s, weights, row, self.layout, self.packed) };
-            sums.iter_mut().zip(row_sums).for_each(|(sums, sum)| sums[row - self.first] = sum);
-        }
-        self.write_columns(s, &sums);
-    }
-
-    #[inline(always)]
-    fn mat_mat<S: Simd, F: Format>(&self, s: S, scratch: &mut Scratch) {
-        let parts = scratch.parts(mat_mat::strip_bytes::<F>(self.layout.depth));
-        let mut strip = mat_mat::Strip::new(parts);
-        // SAFETY: the weights are of format `F`, as the caller matched.
-        unsafe { strip.unpack::<S, F>(s, &self.product.weights, self.first) };
-        for index in 0..self.layout.tiles() {
-            let (columns, at) = self.layout.tile_at(index);
-            let tile = self.packed.wrapping_add(at);
-            let start = columns.start;
-            with_columns!(columns.len(), [4, 8, 12], self.tile::<_, F>(s, &strip, start, tile));
-        }
-    }
-
-    #[inline(always)]
-    fn tile<S: Simd, F: Format, const N: usize>(
+    fn mat_mat<S: Simd, const GROUP: usize>(
         &self,
         s: S,
-        strip: &mat_mat::Strip<'_>,
-        start: usize,
-        tile: *const u8,
+        unpack: UnpackChunk,
+        scratch: &mut Scratch,
     ) {
-        // SAFETY: the strip was unpacked with `F`; the tile has `N` columns of this layout.
-        let sums: [S::F; N] = unsafe { strip.tile::<S, F, N>(s, self.layout, tile) };
-        self.write_tile(s, start, sums);
+        let parts = scratch.parts(mat_mat::strip_bytes(self.layout.depth, GROUP));
+        let mut strip = mat_mat::Strip::new(parts);
+        // SAFETY: the unpacker is that of the weights' type.
+        unsafe { strip.unpack::<GROUP>((&self.product.weights, unpack), self.first) };
+        for (width, tile, start) in self.tiles() {
+            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
+                // SAFETY: the strip was unpacked with `GROUP`; the tile has `N` columns.
+                let sums = unsafe { strip.tile::<S, GROUP, N>(s, self.layout, tile) };
+                self.write_tile(s, start, sums);
+            }));
+        }
+    }
+
+    fn float_mat_mat<S: Simd>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
+        let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
+        // SAFETY: the reader is that of the weights' type; the strip is long enough.
+        unsafe { mat_mat::unpack_floats((&self.product.weights, read), self.first, strip) };
+        for (width, tile, start) in self.tiles() {
+            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
+                // SAFETY: the strip is as deep as the layout; the tile has `N` columns.
+                let sums = unsafe { mat_mat::float_tile::<S, N>(s, strip, self.layout, tile) };
+                self.write_tile(s, start, sums);
+            }));
+        }
+    }
+
+    /// Width, data and first column of each tile.
+    fn tiles(&self) -> impl Iterator<Item = (usize, *const u8, usize)> {
+        let (layout, packed) = (self.layout, self.packed);
+        (0..layout.tiles()).map(move |index| {
+            let (columns, at) = layout.tile_at(index);
+            (columns.len(), packed.wrapping_add(at), columns.start)
+        })
     }
 
     #[inline(always)]
@@ -351,31 +417,5 @@ impl Strip<'_> {
             // SAFETY: the strip's rows are this task's alone.
             unsafe { self.product.write(s, [start + column, self.first], sums) };
         }
-    }
-
-    #[inline(always)]
-    fn float_mat_mat<S: Simd, W: FloatSource>(&self, s: S, scratch: &mut Scratch) {
-        let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
-        // SAFETY: the weights are of type `W`, as the caller matched; the strip is long enough.
-        unsafe { mat_mat::unpack_floats::<S, W>(s, &self.product.weights, self.first, strip) };
-        for index in 0..self.layout.tiles() {
-            let (columns, at) = self.layout.tile_at(index);
-            let tile = self.packed.wrapping_add(at);
-            let start = columns.start;
-            with_columns!(columns.len(), [4, 8, 12], self.float_tile::<_, W>(s, strip, start, tile));
-        }
-    }
-
-    #[inline(always)]
-    fn float_tile<S: Simd, W: FloatSource, const N: usize>(
-        &self,
-        s: S,
-        strip: &[f32],
-        start: usize,
-        tile: *const u8,
-    ) {
-        // SAFETY: the strip is as deep as the layout; the tile has `N` columns of it.
-        let sums: [S::F; N] = unsafe { mat_mat::float_tile(s, strip, self.layout, tile) };
-        self.write_tile(s, start, sums);
     }
 }

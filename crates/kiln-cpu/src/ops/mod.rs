@@ -1,7 +1,16 @@
 //! The operations: each lowers itself to tasks.
 
 mod activation;
+mod attention;
+mod elementwise;
+mod head_norm_rope;
+mod kv_cache;
 pub(crate) mod matmul;
+mod moe;
+mod norms;
+mod rows;
+mod sampling;
+mod values;
 
 use crate::exec::Lowering;
 use crate::view::View;
@@ -10,8 +19,34 @@ use kiln_core::ops::Op;
 /// Appends the tasks of an operation.
 pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) {
     match op {
+        Op::RmsNorm(op) => norms::rms_norm(op, lowering),
+        Op::RmsNormMul(op) => norms::rms_norm_mul(op, lowering),
+        Op::RmsNormTriple(op) => norms::rms_norm_triple(op, lowering),
+        Op::PostAttnTripleNorm(op) => norms::post_attn_triple_norm(op, lowering),
+        Op::PostFfNormEndLayer(op) => norms::post_ff_norm_end_layer(op, lowering),
+        Op::MoePostFfNormEndLayer(op) => norms::moe_post_ff_norm_end_layer(op, lowering),
+        Op::AddRmsNorm(op) => norms::add_rms_norm(op, lowering),
+        Op::LayerNorm(op) => norms::layer_norm(op, lowering),
+        Op::HeadNormRope(op) => head_norm_rope::head_norm_rope(op, lowering),
         Op::Matmul(op) => matmul::matmul(op, lowering),
         Op::GatedMatmul(op) => matmul::gated_matmul(op, lowering),
+        Op::FlashAttention(op) => attention::flash_attention(op, lowering),
+        Op::FlashAttentionBlocks(op) => attention::flash_attention_blocks(op, lowering),
+        Op::CachedAttention(op) => attention::cached_attention(op, lowering),
+        Op::KvAppend(op) => kv_cache::kv_append(op, lowering),
+        Op::Embed(op) => rows::embed(op, lowering),
+        Op::GeluMul(op) => elementwise::gelu_mul(op, lowering),
+        Op::SiluMul(op) => elementwise::silu_mul(op, lowering),
+        Op::Add(op) => elementwise::add(op, lowering),
+        Op::Mul(op) => elementwise::mul(op, lowering),
+        Op::Scale(op) => elementwise::scale(op, lowering),
+        Op::Softcap(op) => elementwise::softcap(op, lowering),
+        Op::Copy(op) => rows::copy(op, lowering),
+        Op::Softmax(op) => sampling::softmax(op, lowering),
+        Op::Argmax(op) => sampling::argmax(op, lowering),
+        Op::Sample(op) => sampling::sample(op, lowering),
+        Op::MoeRoute(op) => moe::moe_route(op, lowering),
+        Op::Pool(op) => rows::pool(op, lowering),
         _ => (),
     }
 }

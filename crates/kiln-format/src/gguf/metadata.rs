@@ -144,7 +144,7 @@ fn wrong_type(key: &str, expected: &'static str, got: ValueType) -> FormatError 
 fn fitting<T: TryFrom<i128>>(key: &str, integer: i128) -> Result<T, FormatError> {
     integer.try_into().map_err(|_| FormatError::OutOfRange {
         key: shown(key),
-        expected: "a count that fits memory",
+        expected: "a non-negative integer that fits usize",
         got: integer,
     })
 }

@@ -8,6 +8,7 @@ mod corpus;
 mod files;
 mod malformed;
 mod reading;
+#[cfg(not(miri))]
 mod round_trip;
 mod safetensors;
 mod writing;

@@ -125,11 +125,11 @@ fn typed_accessors_convert_only_what_fits() {
     );
     assert_eq!(
         message(metadata.usize_of("i32").unwrap_err()),
-        r#"metadata key "i32": expected a count that fits memory, got -5"#
+        r#"metadata key "i32": expected a non-negative integer that fits usize, got -5"#
     );
     assert_eq!(
         message(metadata.required_usizes("types").unwrap_err()),
-        r#"metadata key "types": expected a count that fits memory, got -1"#
+        r#"metadata key "types": expected a non-negative integer that fits usize, got -1"#
     );
     assert_eq!(
         message(metadata.required_f32s("types").unwrap_err()),

@@ -111,12 +111,14 @@ fn malformed_headers_are_refused() {
             invalid,
         ),
         ("a GGUF file", b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), invalid),
+        ("terminal codes", file(&one("{\"\x7f\u{9b}2J\":1}"), &[]), invalid),
         ("deep nesting", file(&"[".repeat(100_000), &[]), invalid),
     ];
     for (name, bytes, expected) in cases {
         let error = open(bytes).expect_err(name);
         assert!(expected(&error), "{name}: {error:?}");
-        assert!(!error.to_string().contains('\n'), "{name}: {error}");
+        let message = error.to_string();
+        assert!(message.chars().all(|c| !c.is_control()), "{name}: {message:?}");
     }
 }
 

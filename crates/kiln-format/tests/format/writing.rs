@@ -1,8 +1,34 @@
-//! What the writer refuses.
+//! Copies, and what the writer refuses.
 
 use std::io;
 
-use kiln_format::{FormatError, GgmlType, GgufWriter, TensorData};
+use kiln_format::{FormatError, GgmlType, Gguf, GgufWriter, TensorData};
+
+use crate::builder;
+
+/// Writes everything of `file` again.
+pub(crate) fn copy(file: &Gguf) -> Vec<u8> {
+    let mut writer = GgufWriter::new();
+    for (key, value) in file.metadata().iter() {
+        writer.insert(key, value).unwrap();
+    }
+    for tensor in file.tensors() {
+        let data = file.bytes_of(tensor).unwrap();
+        writer.tensor(tensor.name(), tensor.ggml_type(), tensor.shape(), data).unwrap();
+    }
+    let mut bytes = Vec::new();
+    writer.write_to(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_copy_is_identical_up_to_the_last_padding() {
+    let bytes = builder::sample().build();
+    let copied = copy(&builder::open(bytes.clone()).unwrap());
+    assert_eq!(copied[..bytes.len()], bytes);
+    assert!(copied[bytes.len()..].iter().all(|&byte| byte == 0));
+    assert_eq!(copied.len() % 32, 0);
+}
 
 #[test]
 fn what_the_reader_refuses_is_not_written() {

@@ -171,9 +171,12 @@ mod tests {
 
     #[test]
     fn dates_and_seconds_agree() {
-        for (days, (year, month, day)) in
-            [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (20_088, (2024, 12, 31)), (-1, (1969, 12, 31))]
-        {
+        for (days, (year, month, day)) in [
+            (0, (1970, 1, 1)),
+            (19_782, (2024, 2, 29)),
+            (20_088, (2024, 12, 31)),
+            (-1, (1969, 12, 31)),
+        ] {
             let date = CivilTime::from_date(year, month, day).unwrap();
             assert_eq!(date, CivilTime::from_unix_seconds(days * DAY));
         }

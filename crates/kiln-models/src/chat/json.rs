@@ -46,12 +46,14 @@ pub(super) fn to_json(
             return Err(Error::new(ErrorKind::InvalidOperation, detail));
         }
     };
-    let format =
-        Python { indent, item_separator, key_separator, ascii, depth: 0, filled: false };
+    let format = Python { indent, item_separator, key_separator, ascii, depth: 0, filled: false };
     let mut out = Vec::new();
     let mut serializer = Serializer::with_formatter(&mut out, format);
     let written = if sort_keys {
-        serde_json::to_value(value).and_then(|sorted| sorted.serialize(&mut serializer))
+        serde_json::to_value(value).and_then(|mut value| {
+            value.sort_all_objects();
+            value.serialize(&mut serializer)
+        })
     } else {
         value.serialize(&mut serializer)
     };
@@ -144,7 +146,10 @@ impl Formatter for Python {
                 write!(out, "{character}")?;
             } else {
                 let units = &mut [0; 2];
-                character.encode_utf16(units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+                character
+                    .encode_utf16(units)
+                    .iter()
+                    .try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
             }
         }
         Ok(())

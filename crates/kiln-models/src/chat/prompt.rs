@@ -86,7 +86,8 @@ struct Marks {
 impl Marks {
     /// Two private-use characters that none of the texts has.
     fn absent_from<'a, I: Iterator<Item = &'a str>>(texts: impl Fn() -> I) -> Option<Self> {
-        let mut free = ('\u{F0000}'..='\u{F00FF}').filter(|&c| !texts().any(|text| text.contains(c)));
+        let mut free =
+            ('\u{F0000}'..='\u{F00FF}').filter(|&c| !texts().any(|text| text.contains(c)));
         Some(Self { open: free.next()?, close: free.next()? })
     }
 

@@ -48,20 +48,14 @@ pub(super) struct Bpe {
     pairs: HashMap<(u32, u32), (u32, u32)>,
 }
 
-/// A merge table and the merges that had to be left out.
-pub(super) struct Built {
-    pub(super) bpe: Bpe,
-    pub(super) missing_bytes: usize,
-    pub(super) unusable: Vec<usize>,
-}
-
 impl Bpe {
+    /// The merge table, and the merges that had to be left out by index.
     pub(super) fn new(
         alphabet: Alphabet,
         pre: Option<&str>,
         tokens: &Tokens,
         merges: &ByteStrings,
-    ) -> Result<Built, TokenizerError> {
+    ) -> Result<(Self, Vec<usize>), TokenizerError> {
         let bytes = Box::new(std::array::from_fn(|byte| {
             let id = match alphabet {
                 Alphabet::Bytes => {
@@ -84,8 +78,12 @@ impl Bpe {
             }
         }
         let pre = PreTokenizer::new(pre)?;
-        let missing_bytes = bytes.iter().filter(|&&id| id == NO_TOKEN).count();
-        Ok(Built { bpe: Self { pre, alphabet, bytes, pairs }, missing_bytes, unusable })
+        Ok((Self { pre, alphabet, bytes, pairs }, unusable))
+    }
+
+    /// The token of each byte, or [`NO_TOKEN`].
+    pub(super) fn bytes(&self) -> &[u32; 256] {
+        &self.bytes
     }
 
     /// Appends the ids of `text`, which holds no special tokens any more.
@@ -159,11 +157,7 @@ impl Merges for Bpe {
 }
 
 /// The ids of the two halves of `left right` and of their union.
-fn parse_merge(
-    tokens: &Tokens,
-    merge: &[u8],
-    joined: &mut Vec<u8>,
-) -> Option<((u32, u32), u32)> {
+fn parse_merge(tokens: &Tokens, merge: &[u8], joined: &mut Vec<u8>) -> Option<((u32, u32), u32)> {
     let space = 1 + merge.get(1..)?.iter().position(|&byte| byte == b' ')?;
     let (left, right) = (&merge[..space], &merge[space + 1..]);
     joined.extend_from_slice(left);

@@ -69,11 +69,24 @@ impl<T: AsRef<[u8]>> FromIterator<T> for ByteStrings {
 /// that collide.
 #[derive(Debug, Clone)]
 pub(super) struct TextIndex {
-    slots: Box<[u32]>,
+    slots: Box<[Slot]>,
     hasher: RandomState,
 }
 
-const VACANT: u32 = u32::MAX;
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    /// The upper half of the hash: most texts that differ are told apart without reading them.
+    tag: u32,
+    id: u32,
+}
+
+const VACANT: Slot = Slot { tag: 0, id: u32::MAX };
+
+impl Slot {
+    fn is_vacant(self) -> bool {
+        self.id == VACANT.id
+    }
+}
 
 impl TextIndex {
     /// An index with room for `count` texts.
@@ -84,29 +97,34 @@ impl TextIndex {
 
     /// The id of `text`, if it was inserted.
     pub(super) fn get(&self, texts: &ByteStrings, text: &[u8]) -> Option<u32> {
-        let id = self.slots[self.slot(texts, text)];
-        (id != VACANT).then_some(id)
+        let slot = self.slots[self.find(texts, text).0];
+        (!slot.is_vacant()).then_some(slot.id)
     }
 
     /// Inserts the text with this id; returns false when an equal text is there already.
     pub(super) fn insert(&mut self, texts: &ByteStrings, id: u32) -> bool {
         let Some(text) = texts.get(id as usize) else { return false };
-        let slot = self.slot(texts, text);
-        let vacant = self.slots[slot] == VACANT;
+        let (at, tag) = self.find(texts, text);
+        let vacant = self.slots[at].is_vacant();
         if vacant {
-            self.slots[slot] = id;
+            self.slots[at] = Slot { tag, id };
         }
         vacant
     }
 
-    /// The slot that holds `text`, or the vacant one where it belongs. At least half of the slots
-    /// are vacant, so the probe ends.
-    fn slot(&self, texts: &ByteStrings, text: &[u8]) -> usize {
+    /// The slot that holds `text` or the vacant one where it belongs, and the tag of the text. At
+    /// least half of the slots are vacant, so the probe ends.
+    fn find(&self, texts: &ByteStrings, text: &[u8]) -> (usize, u32) {
         let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(text) as usize & mask;
-        while self.slots[slot] != VACANT && texts.get(self.slots[slot] as usize) != Some(text) {
-            slot = (slot + 1) & mask;
+        let hash = self.hasher.hash_one(text);
+        let tag = (hash >> 32) as u32;
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = self.slots[at];
+            if slot.is_vacant() || slot.tag == tag && texts.get(slot.id as usize) == Some(text) {
+                return (at, tag);
+            }
+            at = (at + 1) & mask;
         }
-        slot
     }
 }

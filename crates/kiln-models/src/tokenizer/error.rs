@@ -117,11 +117,11 @@ pub enum TokenizerWarning {
         /// The first one.
         first: u32,
     },
-    /// Bytes that no token stands for. In text they become the unknown token, or are dropped when
-    /// there is none.
-    #[error("{count} of 256 bytes have no token; text with them loses those bytes")]
+    /// Bytes of UTF-8 text that no token stands for. They become the unknown token, or are dropped
+    /// when there is none.
+    #[error("{count} bytes that text may hold have no token; they are lost")]
     MissingBytes {
-        /// How many of the 256.
+        /// How many of the 243 bytes of UTF-8.
         count: usize,
     },
     /// Merges that name a text which is not a token, or that would form a special token.

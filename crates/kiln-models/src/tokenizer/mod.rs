@@ -24,9 +24,9 @@
 mod bpe;
 mod byte_strings;
 mod decode;
-mod end_of_generation;
 mod error;
 mod gguf;
+mod known_tokens;
 mod merge;
 mod pretokenizer;
 mod special;
@@ -42,6 +42,8 @@ pub use byte_strings::ByteStrings;
 use byte_strings::TextIndex;
 pub use decode::{StreamDecoder, Utf8Stream};
 pub use error::{TokenizerError, TokenizerWarning};
+use known_tokens::KnownTokens;
+use merge::NO_TOKEN;
 use special::{Fragment, SpecialTokens};
 use spm::Spm;
 use tokens::{Tokens, byte_token_text};
@@ -89,6 +91,18 @@ enum Algorithm {
     SentencePiece(Spm),
 }
 
+impl Algorithm {
+    /// Bytes of UTF-8 text that have no token.
+    fn missing_bytes(&self) -> usize {
+        let table = match self {
+            Self::BytePair(bpe) => bpe.bytes(),
+            Self::SentencePiece(spm) => spm.bytes(),
+        };
+        let in_text = |byte: usize| !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
+        table.iter().enumerate().filter(|(byte, id)| in_text(*byte) && **id == NO_TOKEN).count()
+    }
+}
+
 const SUPPORTED: &str = "gpt2, gemma4, llama";
 const GEMMA4: &str = "gemma4";
 
@@ -115,8 +129,9 @@ impl Tokenizer {
 
         let mut warnings = Vec::new();
         let ids = vocabulary.special_ids(sentence_piece, &mut warnings);
-        let mut ends = end_of_generation::by_text(&vocabulary.tokens);
-        let kinds = vocabulary.kinds(&ids, &ends);
+        let known = KnownTokens::find(&vocabulary);
+        let kinds = vocabulary.kinds(&ids, &known);
+        let mut ends = known.ends;
         ends.extend([ids.eos, ids.eot, ids.eom].into_iter().flatten());
         ends.extend(vocabulary.more_ends());
         ends.sort_unstable();
@@ -130,23 +145,22 @@ impl Tokenizer {
         };
         let tokens = Tokens::new(vocabulary.tokens, kinds, alphabet, ids.unk, &mut warnings);
         let pre = if vocabulary.model == GEMMA4 { Some(GEMMA4) } else { vocabulary.pre.as_deref() };
-        let (algorithm, missing_bytes) = if sentence_piece {
-            let spm = Spm::new(&tokens, &vocabulary.scores);
-            let missing = spm.missing_bytes();
-            (Algorithm::SentencePiece(spm), missing)
+        let algorithm = if sentence_piece {
+            Algorithm::SentencePiece(Spm::new(&tokens, &vocabulary.scores))
         } else {
             if pre.is_none() {
                 warnings.push(TokenizerWarning::MissingPreTokenizer);
             }
-            let built = Bpe::new(alphabet, pre, &tokens, &vocabulary.merges)?;
-            if let Some(&first) = built.unusable.first() {
-                let count = built.unusable.len();
+            let (bpe, unusable) = Bpe::new(alphabet, pre, &tokens, &vocabulary.merges)?;
+            if let Some(&first) = unusable.first() {
+                let count = unusable.len();
                 warnings.push(TokenizerWarning::UnusableMerges { count, first });
             }
-            (Algorithm::BytePair(built.bpe), built.missing_bytes)
+            Algorithm::BytePair(bpe)
         };
-        if missing_bytes > 0 {
-            warnings.push(TokenizerWarning::MissingBytes { count: missing_bytes });
+        let missing = algorithm.missing_bytes();
+        if missing > 0 {
+            warnings.push(TokenizerWarning::MissingBytes { count: missing });
         }
         let add_bos_by_default = match &algorithm {
             Algorithm::BytePair(bpe) => bpe.pre.add_bos,

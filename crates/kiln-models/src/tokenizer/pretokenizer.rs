@@ -68,10 +68,8 @@ macro_rules! cased_words {
     };
 }
 
-const GPT2: Rule = rule(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
-    Spaces::GivenBack,
-);
+const GPT2: Rule =
+    rule(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", Spaces::GivenBack);
 const LLAMA3: Rule = words!(
     letters r"[^\r\n\p{L}\p{N}]?\p{L}+",
     digits r"\p{N}{1,3}",
@@ -136,8 +134,7 @@ const DEEPSEEK_LLM_LETTERS: Rule = kept(concat!(
     r"\u{1E900}-\u{1E943}]+"
 ));
 const DEEPSEEK_CJK: Rule = kept(r"[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+");
-const PHRASES: Rule =
-    kept(r" ?[^(\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+");
+const PHRASES: Rule = kept(r" ?[^(\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+");
 const LINES: Rule = kept(r"[^\n]+|\n+");
 const DIGIT: Rule = kept(r"\p{N}");
 const THREE_DIGITS: Rule = kept(r"\p{N}{1,3}");
@@ -169,15 +166,34 @@ static FAMILIES: &[Family] = &[
     ),
     family(
         &[
-            "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de",
-            "a.x-4.0", "mellum", "modern-bert", "mpt", "olmo", "jais", "trillion",
-            "granite-docling", "exaone4",
+            "gpt-2",
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "gigachat",
+            "jina-v2-es",
+            "jina-v2-de",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
         ],
         &[GPT2],
     ),
     family(
         &[
-            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
             "mellum2",
         ],
         &[DIGIT, GPT2],
@@ -185,8 +201,15 @@ static FAMILIES: &[Family] = &[
     family(&["falcon"], &[kept(r"[\p{P}$+<=>^~|`]+"), GPT2, kept(r"[0-9][0-9][0-9]")]),
     Family {
         names: &[
-            "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
-            "lfm2", "jina-v5-nano",
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
         ],
         rules: &[LLAMA3],
         ignore_merges: true,
@@ -196,8 +219,15 @@ static FAMILIES: &[Family] = &[
     family(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
     family(
         &[
-            "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan",
-            "solar-open", "grok-2",
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "megrez",
+            "stablelm2",
+            "hunyuan",
+            "solar-open",
+            "grok-2",
         ],
         &[QWEN2],
     ),
@@ -218,7 +248,9 @@ static FAMILIES: &[Family] = &[
         &[
             kept(r"[\r\n]"),
             DEEPSEEK_LLM_LETTERS,
-            kept(r"\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+"),
+            kept(
+                r"\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+",
+            ),
             kept(r"\s+$"),
             DEEPSEEK_CJK,
             kept(r"\p{N}+"),
@@ -262,7 +294,12 @@ impl PreTokenizer {
         let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&pre)) else {
             return Err(TokenizerError::UnknownPreTokenizer {
                 pre: pre.into(),
-                known: FAMILIES.iter().flat_map(|f| f.names).copied().collect::<Vec<_>>().join(", "),
+                known: FAMILIES
+                    .iter()
+                    .flat_map(|f| f.names)
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join(", "),
             });
         };
         let stages = family
@@ -270,10 +307,9 @@ impl PreTokenizer {
             .iter()
             .map(|rule| match Regex::new(rule.pattern) {
                 Ok(regex) => Ok(Stage { regex, spaces: rule.spaces }),
-                Err(error) => Err(TokenizerError::Build {
-                    part: "pre-tokenizer",
-                    reason: error.to_string(),
-                }),
+                Err(error) => {
+                    Err(TokenizerError::Build { part: "pre-tokenizer", reason: error.to_string() })
+                }
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { stages, ignore_merges: family.ignore_merges, add_bos: family.add_bos })
@@ -401,11 +437,11 @@ mod tests {
         };
         for family in FAMILIES {
             for rule in family.rules {
-                let stage =
-                    Stage { regex: Regex::new(rule.pattern).unwrap(), spaces: rule.spaces };
+                let stage = Stage { regex: Regex::new(rule.pattern).unwrap(), spaces: rule.spaces };
                 let oracle = published(rule);
                 for _ in 0..300 {
-                    let text: String = (0..random(24)).map(|_| alphabet[random(alphabet.len())]).collect();
+                    let text: String =
+                        (0..random(24)).map(|_| alphabet[random(alphabet.len())]).collect();
                     let mut ours = Vec::new();
                     stage.split(&text, |end| ours.push(end));
                     let mut theirs = Vec::new();

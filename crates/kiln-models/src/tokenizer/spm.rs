@@ -35,9 +35,9 @@ impl Spm {
         Self { ranks, bytes }
     }
 
-    /// Bytes without a token.
-    pub(super) fn missing_bytes(&self) -> usize {
-        self.bytes.iter().filter(|&&id| id == NO_TOKEN).count()
+    /// The token of each byte, or [`NO_TOKEN`].
+    pub(super) fn bytes(&self) -> &[u32; 256] {
+        &self.bytes
     }
 
     /// Appends the ids of `text`, which holds no special tokens any more.

@@ -1,5 +1,6 @@
 //! The plain data a tokenizer is built from.
 
+use super::known_tokens::KnownTokens;
 use super::spm::parse_byte_token;
 use super::{ByteStrings, TokenizerError, TokenizerWarning};
 
@@ -185,9 +186,9 @@ impl Vocabulary {
         }
     }
 
-    /// The kind of every token. Tokens at which generation stops are control tokens even where the
-    /// file calls them text, so that they are never shown nor read from a user's words.
-    pub(super) fn kinds(&self, ids: &SpecialIds, ends: &[u32]) -> Vec<TokenKind> {
+    /// The kind of every token. Known ends and marks are control tokens even where the file calls
+    /// them text, so that they are never shown nor read from a user's words.
+    pub(super) fn kinds(&self, ids: &SpecialIds, known: &KnownTokens) -> Vec<TokenKind> {
         let mut kinds: Vec<TokenKind> = if self.token_types.is_empty() {
             vec![TokenKind::Normal; self.tokens.len()]
         } else {
@@ -206,7 +207,7 @@ impl Vocabulary {
                 kinds[id as usize] = TokenKind::Unknown;
             }
         }
-        for &id in ends {
+        for &id in known.ends.iter().chain(&known.marks) {
             kinds[id as usize] = TokenKind::Control;
         }
         kinds

@@ -33,9 +33,8 @@ impl Problem {
     fn with_dtype(seed: u64, dims: Dims, dtype: DType) -> Self {
         let (lab, mut rng) = (Lab::new(), Rng(seed));
         let Dims { batch, heads, kv_heads, q_len, kv_len } = dims;
-        let mut random = |shape: [usize; 4]| {
-            lab.of(dtype, &rng.values(shape.iter().product()), shape)
-        };
+        let mut random =
+            |shape: [usize; 4]| lab.of(dtype, &rng.values(shape.iter().product()), shape);
         let q = random([batch, heads, q_len, D]);
         let [k, v] = [(); 2].map(|()| random([batch, kv_heads, kv_len, D]));
         let output = lab.zeros(dtype, [batch, heads, q_len, D]);
@@ -68,8 +67,8 @@ impl Problem {
         let (q, k, v) = (values(&self.q), values(&self.k), values(&self.v));
         let Dims { batch, heads, kv_heads, q_len, kv_len } = self.dims;
         let mut expected = Vec::new();
-        for (b, h, i) in (0..batch * heads * q_len)
-            .map(|n| (n / q_len / heads, n / q_len % heads, n % q_len))
+        for (b, h, i) in
+            (0..batch * heads * q_len).map(|n| (n / q_len / heads, n / q_len % heads, n % q_len))
         {
             let kv = (b * kv_heads + h * kv_heads / heads) * kv_len;
             let mut row = [0.0; D];
@@ -278,11 +277,7 @@ fn sequence_major_gives_the_same_bits() {
 fn blocks_classify_tiles() {
     let lab = Lab::new();
     let inf = f64::NEG_INFINITY;
-    let bias = [
-        [0.0, 0.0, inf, inf, 0.0],
-        [0.0, -0.0, inf, inf, 1.0],
-        [inf, 0.0, 0.0, 0.0, inf],
-    ];
+    let bias = [[0.0, 0.0, inf, inf, 0.0], [0.0, -0.0, inf, inf, 1.0], [inf, 0.0, 0.0, 0.0, inf]];
     let bools = bias.map(|row| row.map(|x| if x == inf { 0.0 } else { 1.0 }));
     let blocks = lab.zeros(DType::U8, [1, 1, 2, 3]);
     let additive = lab.of(DType::BF16, bias.as_flattened(), [3, 5]);
@@ -302,7 +297,8 @@ fn blocks_classify_tiles() {
 fn the_map_of_blocks_changes_nothing() {
     let p = Problem::new(65, DIMS);
     let mut rng = Rng(66);
-    let open: Vec<f64> = (0..45).map(|n| if n % 9 < 4 { 0.0 } else { rng.below(2) as f64 }).collect();
+    let open: Vec<f64> =
+        (0..45).map(|n| if n % 9 < 4 { 0.0 } else { rng.below(2) as f64 }).collect();
     let mask = p.lab.of(DType::U8, &open, [5, 9]);
     let blocks = p.lab.zeros(DType::U8, [1, 1, 3, 3]);
     let tile = [2, 4];

@@ -90,9 +90,8 @@ fn every_cache_type_matches_the_formula() {
             for i in 0..t {
                 for h in 0..heads {
                     let first = window.map_or(0, |w| (i + 1usize).saturating_sub(w));
-                    let keys: Vec<_> = (first..=i)
-                        .map(|p| (slot(&k, h / 2, p), slot(&v, h / 2, p)))
-                        .collect();
+                    let keys: Vec<_> =
+                        (first..=i).map(|p| (slot(&k, h / 2, p), slot(&v, h / 2, p))).collect();
                     let keys: Vec<_> = keys.iter().map(|(k, v)| (&k[..], &v[..])).collect();
                     expected.extend(naive(head(&q, heads, i, h), &keys, None, None));
                 }
@@ -161,9 +160,15 @@ fn a_chunk_longer_than_the_ring_leaves_early_queries_without_keys() {
 
 #[test]
 fn an_invalid_length_gives_nan() {
-    for (ring, len, valid) in
-        [(false, 1, false), (false, 2, true), (false, 4, true), (false, 5, false), (true, 1, false), (true, 5, true), (false, u32::MAX, false)]
-    {
+    for (ring, len, valid) in [
+        (false, 1, false),
+        (false, 2, true),
+        (false, 4, true),
+        (false, 5, false),
+        (true, 1, false),
+        (true, 5, true),
+        (false, u32::MAX, false),
+    ] {
         let s = Sequence::new(DType::F16, 1, 4, ring);
         s.len.write(&[len]).unwrap();
         let q = s.lab.f32(&[1.0; 2 * D], [2, 1, D]);

@@ -5,7 +5,7 @@ use kiln_core::ops::*;
 use kiln_core::{DType, Tensor};
 
 /// Plain interleaved RoPE of all pairs, without outputs.
-fn rope<'a>(input: &'a Tensor, half: usize) -> HeadNormRope<&'a Tensor> {
+fn rope(input: &Tensor, half: usize) -> HeadNormRope<&Tensor> {
     HeadNormRope {
         input,
         weight: None,
@@ -164,8 +164,9 @@ fn normalises_before_it_rotates_and_fills_all_outputs() {
         turn(&mut head, 0, 1, [4.0, 0.0, 9.0][row / h]);
         by_token.push(head);
     }
-    let by_head: Vec<f64> =
-        (0..h).flat_map(|h_| (0..t).flat_map(|t_| by_token[t_ * h + h_].clone()).collect::<Vec<_>>()).collect();
+    let by_head: Vec<f64> = (0..h)
+        .flat_map(|h_| (0..t).flat_map(|t_| by_token[t_ * h + h_].clone()).collect::<Vec<_>>())
+        .collect();
     assert_close(&output, &by_token.concat());
     assert_close(&copy_tokens, &by_token.concat());
     assert_close(&copy_heads, &by_head);

@@ -15,9 +15,7 @@ fn matmul(lab: &Lab, input: &Tensor, weight: &Tensor, input_layout: InputLayout)
 /// `x [m, k]` times the transpose of `w [n, k]`.
 fn product(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
     let columns = || w.chunks(k);
-    x.chunks(k)
-        .flat_map(|x| columns().map(|w| (0..k).map(|i| x[i] * w[i]).sum()))
-        .collect()
+    x.chunks(k).flat_map(|x| columns().map(|w| (0..k).map(|i| x[i] * w[i]).sum())).collect()
 }
 
 #[test]
@@ -90,9 +88,8 @@ fn gated() {
     let g = product(&values(&x), &values(&gate), k);
     let u = product(&values(&x), &values(&up), k);
     let silu = |x: f64| x / (1.0 + (-x).exp());
-    let gelu = |x: f64| {
-        0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh())
-    };
+    let gelu =
+        |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh());
     let output = lab.zeros(DType::F32, [m, n]);
     for activation in [Activation::Silu, Activation::GeluTanh] {
         lab.run(GatedMatmul {

@@ -8,7 +8,8 @@ use kiln_core::ops::*;
 /// `x / sqrt(mean(x^2) + eps)`, by another route than the reference.
 fn rms(x: &[f64], eps: f64) -> Vec<f64> {
     let sum: f64 = x.iter().map(|x| x.powi(2)).sum();
-    x.iter().map(|x| x / (sum / x.len() as f64 + eps).powf(0.5)).collect()
+    let root = (sum / x.len() as f64 + eps).powf(0.5);
+    x.iter().map(|x| x / root).collect()
 }
 
 const X: [f64; 6] = [3.0, -4.0, 0.5, 1.0, 2.0, -0.25];

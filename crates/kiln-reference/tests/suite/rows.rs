@@ -89,7 +89,10 @@ fn pool_modes_and_lengths() {
     let nan = f64::NAN;
     // The third token of the first sequence is padding and must not be read into a mean.
     let x = lab.f32(
-        &[1.0, 2.0, 3.0, -4.0, nan, nan, 5.0, 6.0, 7.0, 8.0, 9.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        &[
+            1.0, 2.0, 3.0, -4.0, nan, nan, 5.0, 6.0, 7.0, 8.0, 9.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+            0.0,
+        ],
         [3, 3, 2],
     );
     let lengths = lab.u32(&[2, 3, 1]);

@@ -1,12 +1,10 @@
 //! Sessions: chunks, replay, rewinding, limits, sampling.
 
-mod support;
-
 use std::ops::ControlFlow;
 
+use crate::support::{NAMES, argmax, devices, exact, expected, model, session};
 use kiln::{Barriers, DType, PlanOptions};
 use kiln_models::{Model, ModelError, SamplerOptions, Session, SessionOptions};
-use support::{NAMES, argmax, devices, exact, expected, model, session};
 
 #[test]
 fn handles_are_owned_and_can_be_sent() {
@@ -66,7 +64,7 @@ fn a_prompt_of_one_token_is_a_step() {
     one.prefill(&[5]).unwrap();
     let one = one.logits().unwrap();
     let all = session(&model, exact()).logits_all(&[5]).unwrap();
-    assert!(support::nmse(&one, &all) < 1e-12);
+    assert!(crate::support::nmse(&one, &all) < 1e-12);
 }
 
 #[test]
@@ -97,17 +95,20 @@ fn fusion_and_barriers_do_not_change_a_bit() {
 fn the_planner_fuses_what_it_can() {
     let device = kiln_reference::device();
     let mut session = session(&model(&device, "qwen3"), exact());
-    let plan = session.decode_executable().unwrap().plan();
-    let count = |name| plan.steps().iter().filter(|step| step.op.name() == name).count();
     let layers = session.model().config().layers.len();
-    let plan_of = |name: &str| (name.to_owned(), count(name));
-    assert_eq!(plan_of("gated_matmul").1, layers);
-    assert_eq!(plan_of("silu_mul").1, 0);
-    assert_eq!(plan_of("add").1, 0);
-    assert_eq!(plan_of("add_rms_norm").1, 2 * layers);
-    assert_eq!(plan_of("rms_norm").1, 1);
-    assert_eq!(plan_of("kv_append").1, layers);
-    assert_eq!(plan_of("argmax").1, 1);
+    let plan = session.decode_executable().unwrap().plan();
+    let count = |name: &str| plan.steps().iter().filter(|step| step.op.name() == name).count();
+    for (name, expected) in [
+        ("gated_matmul", layers),
+        ("silu_mul", 0),
+        ("add", 0),
+        ("add_rms_norm", 2 * layers),
+        ("rms_norm", 1),
+        ("kv_append", layers),
+        ("argmax", 1),
+    ] {
+        assert_eq!(count(name), expected, "{name}");
+    }
 }
 
 #[test]
@@ -220,7 +221,8 @@ fn a_prompt_can_be_stopped_between_chunks() {
 fn sampling_follows_its_seed() {
     for device in devices() {
         let model = model(&device, "llama");
-        let sampler = |temperature, seed| SamplerOptions { temperature, top_k: 50, top_p: 0.9, seed };
+        let sampler =
+            |temperature, seed| SamplerOptions { temperature, top_k: 50, top_p: 0.9, seed };
         let draw = |sampler| {
             let mut session = session(&model, SessionOptions { sampler, ..exact() });
             let mut chosen = vec![session.prefill(&[1, 2, 3]).unwrap()];
@@ -251,4 +253,47 @@ fn every_operation_of_a_step_can_be_timed() {
     assert_eq!(step.len(), session.decode_executable().unwrap().plan().steps().len());
     assert!(prompt.len() > step.len());
     assert!(step.iter().any(|step| step.name == "cached_attention" && step.flops > 0));
+}
+
+#[test]
+fn what_was_prepared_is_not_compiled_again() {
+    let device = kiln_reference::device();
+    let model = model(&device, "llama");
+    let mut session = session(&model, SessionOptions { chunk: 16, ..exact() });
+    session.prepare(40).unwrap();
+    let compiled = session.compile_time();
+    session.prefill(&[1; 40]).unwrap();
+    session.step().unwrap();
+    session.reset();
+    session.prefill(&[1]).unwrap();
+    assert_eq!(session.compile_time(), compiled);
+}
+
+#[test]
+fn prompts_of_many_lengths_take_turns() {
+    for device in devices() {
+        let (model, tokens) = (model(&device, "qwen2"), expected("qwen2").tokens);
+        let tokens = [&tokens[..], &tokens[..24]].concat();
+        let mut reused = session(&model, SessionOptions { chunk: 256, context: 200, ..exact() });
+        for length in [64, 10, 40, 20, 50, 33, 3, 64, 10] {
+            reused.reset();
+            reused.prefill(&tokens[..length]).unwrap();
+            let mut fresh = session(&model, exact());
+            fresh.prefill(&tokens[..length]).unwrap();
+            assert_eq!(reused.logits().unwrap(), fresh.logits().unwrap(), "{length}");
+        }
+    }
+}
+
+#[test]
+fn a_session_gives_its_memory_back() {
+    let device = kiln_reference::device();
+    let model = model(&device, "llama");
+    let before = device.memory().live;
+    let mut dropped = session(&model, exact());
+    dropped.prefill(&[1, 2, 3]).unwrap();
+    dropped.step().unwrap();
+    assert!(device.memory().live > before);
+    drop(dropped);
+    assert_eq!(device.memory().live, before);
 }

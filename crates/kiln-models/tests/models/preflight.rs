@@ -1,12 +1,10 @@
 //! Preflight of doctored headers, and loading.
 
-mod support;
-
 use std::ops::ControlFlow;
 
+use crate::support::{NAMES, REMOVED, doctored, exact, file};
 use kiln::format::{GgmlType, Gguf, TensorInfo, Value};
 use kiln_models::{Model, ModelError, Preflight, Problem};
-use support::{NAMES, REMOVED, doctored, exact, file};
 
 fn unchanged(_: &TensorInfo) -> Option<(GgmlType, Vec<usize>)> {
     None
@@ -69,10 +67,7 @@ fn gemma_windows_and_bases_differ_by_layer() {
     let sliding = |preflight: Preflight| -> Vec<bool> {
         preflight.config.unwrap().layers.iter().map(|layer| layer.window.is_some()).collect()
     };
-    assert_eq!(
-        sliding(pattern(Value::U32(3))),
-        [true, true, false, true, true, false, true]
-    );
+    assert_eq!(sliding(pattern(Value::U32(3))), [true, true, false, true, true, false, true]);
     let array = vec![false, true, false, false, false, false, true];
     assert_eq!(sliding(pattern(Value::from(array.clone()))), array);
     let problems = pattern(Value::from(vec![true])).problems;
@@ -147,16 +142,13 @@ fn every_problem_of_the_metadata_is_listed() {
             _ => None,
         },
         unchanged,
-        &[
-            ("llama.expert_count", Value::U32(8)),
-            ("llama.rope.scaling.type", Value::from("yarn")),
-        ],
+        &[("llama.expert_count", Value::U32(8)), ("llama.rope.scaling.type", Value::from("yarn"))],
     );
     let lines = lines(&file);
     let expected = [
         r#"metadata key "llama.embedding_length": expected a positive integer, got nothing"#,
         r#"metadata key "llama.feed_forward_length": expected an integer, got string"#,
-        r#"metadata key "llama.context_length": expected a count that fits memory, got -5"#,
+        r#"metadata key "llama.context_length": expected an integer from 0 that fits memory, got -5"#,
         r#"metadata key "llama.attention.layer_norm_rms_epsilon": expected a finite number that is not negative, got NaN"#,
         r#"metadata key "llama.rope.scaling.type": expected none or linear, got yarn"#,
         r#"metadata key "llama.expert_count": expected 0, got 8"#,
@@ -180,15 +172,21 @@ fn impossible_sizes_are_refused() {
         Value::from(vec![2u32, 1]),
         "one value for all layers, got [2, 1]",
     );
-    one("llama.embedding_length", Value::U32(1 << 30), "expected shape");
-    assert_eq!(lines(&with_key("llama", "llama.attention.head_count_kv", Value::from(vec![2i32, 2]))), [""; 0]);
+    one("llama.embedding_length", Value::U32(1 << 30), "a multiple of 8 up to 512");
+    one("llama.embedding_length", Value::U32(128), "expected shape [320, 128], got [320, 64]");
+    assert_eq!(
+        lines(&with_key("llama", "llama.attention.head_count_kv", Value::from(vec![2i32, 2]))),
+        [""; 0]
+    );
 }
 
 #[test]
 fn every_kind_of_wrong_shape_names_the_tensor() {
-    for (tensor, shape) in
-        [("token_embd.weight", &[320, 32][..]), ("blk.0.attn_q.weight", &[64]), ("output_norm.weight", &[1, 64])]
-    {
+    for (tensor, shape) in [
+        ("token_embd.weight", &[320, 32][..]),
+        ("blk.0.attn_q.weight", &[64]),
+        ("output_norm.weight", &[1, 64]),
+    ] {
         let lines = lines(&with_tensor("llama", tensor, GgmlType::F32, shape));
         assert!(lines[0].contains(tensor) && lines[0].contains("got ["), "{lines:#?}");
     }
@@ -246,4 +244,38 @@ fn half_precision_vectors_are_converted() {
     let file = with_tensor("llama", "output_norm.weight", GgmlType::F16, &[64]);
     assert_eq!(lines(&file), [""; 0]);
     Model::load(&device, &file).unwrap();
+}
+
+#[test]
+fn scales_factors_and_caps_come_from_the_metadata() {
+    let config = |name: &str, extra: &[(&str, Value<'static>)]| {
+        let changed = |key: &str| {
+            extra.iter().find(|(extra, _)| *extra == key).map(|(_, value)| value.clone())
+        };
+        let original = file(name);
+        let extra: Vec<_> = extra
+            .iter()
+            .filter(|(key, _)| original.metadata().get(key).is_none())
+            .cloned()
+            .collect();
+        Preflight::of(&doctored(name, changed, unchanged, &extra)).config.unwrap()
+    };
+    let tiny = config("gemma3", &[]);
+    assert_eq!(tiny.attention_scale, 1.0 / (tiny.head_dim as f32).sqrt());
+    let large = config("gemma3", &[("gemma3.block_count", Value::U32(62))]);
+    assert_eq!(large.attention_scale, 1.0 / ((large.dim / large.heads) as f32).sqrt());
+    let base = config("gemma3", &[("gemma3.rope.freq_base_swa", Value::F32(5000.0))]);
+    assert_eq!(base.layers[0].rope_base, 5000.0);
+    assert_eq!(base.layers[5].rope_base, tiny.layers[5].rope_base);
+
+    let factor = |extra: &[_]| config("llama", extra).layers[0].rope_factor;
+    let scaling = ("llama.rope.scaling.factor", Value::F32(8.0));
+    assert_eq!(factor(&[]), 1.0);
+    assert_eq!(factor(std::slice::from_ref(&scaling)), 8.0);
+    assert_eq!(factor(&[scaling, ("llama.rope.scaling.type", Value::from("none"))]), 1.0);
+    assert_eq!(factor(&[("llama.rope.scale_linear", Value::F32(2.0))]), 2.0);
+    let capped = config("llama", &[("llama.final_logit_softcapping", Value::F32(30.0))]);
+    assert_eq!((capped.final_softcap, capped.attention_softcap), (Some(30.0), None));
+    let scaled = config("llama", &[("llama.attention.scale", Value::F32(0.5))]);
+    assert_eq!(scaled.attention_scale, 0.5);
 }

@@ -4,36 +4,43 @@ use std::path::PathBuf;
 
 use kiln::format::{GgmlType, Gguf, GgufWriter, TensorInfo, Value};
 use kiln::ops::Precision;
-use kiln::{DType, Device, PlanOptions, SharedBytes};
+use kiln::{DType, Device, DeviceOpen, DeviceOptions, PlanOptions, SharedBytes};
 use kiln_models::{Model, SamplerOptions, Session, SessionOptions};
 
-pub const NAMES: [&str; 5] = ["llama", "llama_tied", "qwen2", "qwen3", "gemma3"];
+pub(crate) const NAMES: [&str; 5] = ["llama", "llama_tied", "qwen2", "qwen3", "gemma3"];
 
-/// Every device of this build that runs everywhere.
-pub fn devices() -> Vec<Device> {
-    vec![kiln_reference::device()]
+/// The reference and every device of this build; one that this machine lacks is printed.
+pub(crate) fn devices() -> Vec<Device> {
+    let mut devices = vec![kiln_reference::device()];
+    for name in kiln::devices() {
+        match Device::open(name, &DeviceOptions::default()) {
+            Ok(device) => devices.push(device),
+            Err(error) => println!("skipped device {name}: {error}"),
+        }
+    }
+    devices
 }
 
 fn path(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(file)
 }
 
-pub fn file(name: &str) -> Gguf {
+pub(crate) fn file(name: &str) -> Gguf {
     Gguf::open(path(&format!("{name}.gguf"))).unwrap()
 }
 
-pub fn model(device: &Device, name: &str) -> Model {
+pub(crate) fn model(device: &Device, name: &str) -> Model {
     Model::load(device, &file(name)).unwrap()
 }
 
 /// Tokens and the logits that transformers computed for them.
-pub struct Expected {
-    pub tokens: Vec<u32>,
-    pub logits: Vec<f32>,
-    pub vocab: usize,
+pub(crate) struct Expected {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) vocab: usize,
 }
 
-pub fn expected(name: &str) -> Expected {
+pub(crate) fn expected(name: &str) -> Expected {
     let text = std::fs::read_to_string(path(&format!("{name}.json"))).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let integers = |key: &str| -> Vec<usize> { serde_json::from_value(json[key].clone()).unwrap() };
@@ -47,7 +54,7 @@ pub fn expected(name: &str) -> Expected {
 }
 
 /// Exact arithmetic, f32 caches, a context of 64 tokens.
-pub fn exact() -> SessionOptions {
+pub(crate) fn exact() -> SessionOptions {
     SessionOptions {
         context: 64,
         chunk: 64,
@@ -58,12 +65,12 @@ pub fn exact() -> SessionOptions {
     }
 }
 
-pub fn session(model: &Model, options: SessionOptions) -> Session {
+pub(crate) fn session(model: &Model, options: SessionOptions) -> Session {
     Session::new(model, options).unwrap()
 }
 
 /// Mean of squared errors over mean of squares.
-pub fn nmse(got: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn nmse(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let pairs = got.iter().zip(expected).map(|(&got, &want)| (f64::from(got), f64::from(want)));
     let (error, power) = pairs.fold((0.0, 0.0), |(error, power), (got, want)| {
@@ -72,13 +79,13 @@ pub fn nmse(got: &[f32], expected: &[f32]) -> f64 {
     error / power
 }
 
-pub fn argmax(values: &[f32]) -> u32 {
+pub(crate) fn argmax(values: &[f32]) -> u32 {
     let best = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     values.iter().position(|&value| value == best).unwrap() as u32
 }
 
 /// The header of a fixture with changes; a tensor whose type or shape changes gets zeros as data.
-pub fn doctored(
+pub(crate) fn doctored(
     name: &str,
     metadata: impl Fn(&str) -> Option<Value<'static>>,
     tensor: impl Fn(&TensorInfo) -> Option<(GgmlType, Vec<usize>)>,
@@ -102,7 +109,9 @@ pub fn doctored(
             continue;
         }
         if (ggml_type, shape.clone()) == same {
-            writer.tensor(info.name(), ggml_type, &shape, original.bytes_of(info).unwrap()).unwrap();
+            writer
+                .tensor(info.name(), ggml_type, &shape, original.bytes_of(info).unwrap())
+                .unwrap();
             continue;
         }
         let row = ggml_type.row_bytes(shape[shape.len() - 1]).unwrap();
@@ -115,4 +124,4 @@ pub fn doctored(
 }
 
 /// The value that stands for a metadata entry to be left out.
-pub const REMOVED: &str = "\u{0}removed";
+pub(crate) const REMOVED: &str = "\u{0}removed";

@@ -1,0 +1,121 @@
+//! Arguments that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use kiln::ops::Precision;
+use kiln::prelude::*;
+
+use crate::error::CliError;
+
+/// Largest number of threads that is believed.
+const MAX_THREADS: usize = 1024;
+/// Largest context: positions are signed 32-bit numbers in some kernels.
+const MAX_CONTEXT: u64 = i32::MAX as u64;
+
+/// The model file.
+#[derive(clap::Args)]
+pub(crate) struct ModelArg {
+    /// The model, a GGUF file; of a split model the first part
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+}
+
+impl ModelArg {
+    pub(crate) fn path(&self) -> Result<&Path, CliError> {
+        self.given().ok_or_else(|| {
+            CliError::new(
+                "no model given: use -m FILE with a GGUF file; \
+                 `python3 tools/fetch_smollm2.py` downloads a small one",
+            )
+        })
+    }
+
+    pub(crate) fn given(&self) -> Option<&Path> {
+        self.model.as_deref()
+    }
+}
+
+/// Where to compute.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Device to run on; the best of this machine if not given
+    #[arg(long, value_name = "NAME", help_heading = "Device")]
+    device: Option<String>,
+    /// Threads of the CPU device; one per core if not given. Results do not depend on it
+    #[arg(short, long, value_name = "N", value_parser = threads, help_heading = "Device")]
+    threads: Option<usize>,
+    /// Instruction set of the CPU device; the best of this machine if not given
+    #[arg(long, value_name = "NAME", help_heading = "Device")]
+    instruction_set: Option<String>,
+}
+
+impl DeviceArgs {
+    pub(crate) fn open(&self) -> Result<Device, CliError> {
+        let options =
+            DeviceOptions { threads: self.threads, instruction_set: self.instruction_set.clone() };
+        let device = match &self.device {
+            Some(name) => Device::open(name, &options),
+            None => Device::best_with(&options),
+        };
+        Ok(device?)
+    }
+}
+
+/// How to compute.
+#[derive(clap::Args)]
+pub(crate) struct ArithmeticArgs {
+    /// Multiply in f32 from dequantised weights, slower and closer to the original model; without
+    /// it activations are rounded to 8 bits where weights are quantised
+    #[arg(long)]
+    exact: bool,
+    /// Type of the key-value cache
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type())]
+    pub(crate) kv_type: DType,
+}
+
+impl ArithmeticArgs {
+    pub(crate) fn precision(&self) -> Precision {
+        precision(self.exact)
+    }
+}
+
+pub(crate) fn precision(exact: bool) -> Precision {
+    if exact { Precision::Exact } else { Precision::Fast }
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("give at least 1 thread".to_owned()),
+        Ok(threads) if threads <= MAX_THREADS => Ok(threads),
+        _ => Err(format!("give a number from 1 to {MAX_THREADS}")),
+    }
+}
+
+/// Parses a number of tokens of context.
+pub(crate) fn context() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64).range(1..=MAX_CONTEXT).map(|context| context as usize)
+}
+
+/// Parses a count of at least 1.
+pub(crate) fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64).range(1..=u64::from(u32::MAX)).map(|count| count as usize)
+}
+
+fn kv_type() -> impl TypedValueParser<Value = DType> {
+    dtype(&[DType::F32, DType::F16, DType::BF16, DType::Q8_0])
+}
+
+/// Parses the name of one of these types.
+pub(crate) fn dtype(types: &'static [DType]) -> impl TypedValueParser<Value = DType> {
+    let names = types.iter().map(|dtype| dtype.name());
+    PossibleValuesParser::new(names)
+        .try_map(|name| DType::from_name(&name).ok_or_else(|| format!("no type {name:?}")))
+}

@@ -1,0 +1,196 @@
+//! `kiln bench`: speeds of models and of single operations.
+
+mod op_cases;
+mod ops;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use kiln_models::{ModelError, Session};
+use serde::Serialize;
+
+use crate::args::{self, Format};
+use crate::error::CliError;
+use crate::load::SourceArgs;
+use crate::output::{self, Table};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln bench -m model.gguf -p 512 -n 64 -t 2
+  kiln bench --shape llama-8b --quant q4_0 -p 128 -n 16 -r 3
+  kiln bench -m model.gguf --format json > speeds.json
+  kiln bench ops --op matmul
+
+Prints tokens per second of the prompt (prefill) and of generation (decode): the median over the
+repeats, the lowest and the highest. Both begin with an empty context; a first run of each is not
+counted.";
+
+/// Measure how fast a model runs
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Tokens of the prompt; 0 leaves prefill out
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to generate; 0 leaves decode out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    decode: usize,
+    /// Runs that are counted
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = args::at_least_one())]
+    repeats: usize,
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Ops(ops::Args),
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    model: String,
+    weight_bytes: usize,
+    device: &'static str,
+    description: String,
+    precision: String,
+    kv_type: &'static str,
+    repeats: usize,
+    prefill: Option<Speed>,
+    decode: Option<Speed>,
+}
+
+/// Tokens per second over several runs.
+#[derive(Serialize)]
+struct Speed {
+    tokens: usize,
+    median: f64,
+    min: f64,
+    max: f64,
+    runs: Vec<f64>,
+}
+
+impl Speed {
+    /// Calls `run` once to warm up and then once per repeat.
+    fn measure(
+        tokens: usize,
+        repeats: usize,
+        mut run: impl FnMut() -> Result<(), ModelError>,
+    ) -> Result<Option<Self>, ModelError> {
+        if tokens == 0 {
+            return Ok(None);
+        }
+        run()?;
+        let mut runs = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            let started = Instant::now();
+            run()?;
+            runs.push(tokens as f64 / started.elapsed().as_secs_f64());
+        }
+        let (median, min, max) = spread(&runs);
+        Ok(Some(Self { tokens, median, min, max, runs }))
+    }
+}
+
+/// Median, lowest and highest of some numbers.
+fn spread(values: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.first(), sorted.last()) {
+        (Some(&min), Some(&max)) => {
+            let half = sorted.len() / 2;
+            let median = (sorted[(sorted.len() - 1) / 2] + sorted[half]) / 2.0;
+            (median, min, max)
+        }
+        _ => (0.0, 0.0, 0.0),
+    }
+}
+
+/// Token ids for a prompt: speeds do not depend on them.
+pub(crate) fn prompt_tokens(count: usize, vocab: usize) -> Vec<u32> {
+    (0..count).map(|index| (index * 7919 % vocab.max(1)) as u32).collect()
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    if let Some(Command::Ops(args)) = &args.command {
+        return ops::run(args);
+    }
+    let (mut session, model) = args.source.session(args.prompt.max(args.decode))?;
+    let tokens = prompt_tokens(args.prompt.max(1), session.model().config().vocab);
+    let prefill = Speed::measure(args.prompt, args.repeats, || prefill(&mut session, &tokens))?;
+    let decode =
+        Speed::measure(args.decode, args.repeats, || decode(&mut session, tokens[0], args.decode))?;
+    let device = session.model().device();
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model,
+        weight_bytes: device.memory().weights,
+        device: device.name(),
+        description: device.description(),
+        precision: format!("{:?}", args.source.arithmetic.precision()).to_lowercase(),
+        kv_type: args.source.arithmetic.kv_type.name(),
+        repeats: args.repeats,
+        prefill,
+        decode,
+    };
+    match args.format {
+        Format::Json => output::json(&report)?,
+        Format::Text => report.write(&mut io::stdout().lock())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prefill(session: &mut Session, tokens: &[u32]) -> Result<(), ModelError> {
+    session.reset();
+    session.prefill(tokens).map(drop)
+}
+
+/// Runs one token after the other, `count` in all.
+fn decode(session: &mut Session, first: u32, count: usize) -> Result<(), ModelError> {
+    session.reset();
+    session.prefill(&[first])?;
+    (1..count).try_for_each(|_| session.step().map(drop))
+}
+
+impl Report {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let weights = output::bytes(self.weight_bytes as u64);
+        writeln!(out, "{}, {weights} of weights", self.model)?;
+        let Report { device, description, precision, kv_type, .. } = self;
+        writeln!(out, "{device}: {description}, {precision} arithmetic, {kv_type} cache")?;
+        let mut table = Table::new("<>>>>>");
+        table.row(["", "tokens", "tokens/s", "lowest", "highest", "GB/s of weights"]);
+        for (name, speed) in [("prefill", &self.prefill), ("decode", &self.decode)] {
+            let Some(Speed { tokens, median, min, max, .. }) = speed else { continue };
+            let figure = |value: &f64| output::figure(*value);
+            let bandwidth = match name {
+                "decode" => output::figure(median * self.weight_bytes as f64 / 1e9),
+                _ => String::new(),
+            };
+            let tokens = tokens.to_string();
+            table.row([name, &tokens, &figure(median), &figure(min), &figure(max), &bandwidth]);
+        }
+        table.write(out)?;
+        writeln!(out, "  median of {}", output::plural(self.repeats, "run"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), (2.0, 1.0, 3.0));
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), (2.5, 1.0, 4.0));
+        assert_eq!(spread(&[]), (0.0, 0.0, 0.0));
+    }
+}

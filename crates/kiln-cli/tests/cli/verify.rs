@@ -1,0 +1,27 @@
+//! `kiln verify`.
+
+use crate::support::{json, kiln};
+
+#[test]
+fn the_last_line_counts_the_cases() {
+    let run = kiln(&["verify", "--op", "softcap", "-t", "2"]);
+    let last = run.stdout.lines().last().unwrap_or_default().to_owned();
+    assert!(last.ends_with(" passed, 0 failed, 0 skipped"), "{run:?}");
+    assert_eq!(run.stderr, "");
+    run.ok();
+}
+
+#[test]
+fn json_has_every_case() {
+    let run = kiln(&["verify", "--op", "scale", "-t", "1", "--format", "json"]);
+    let report = json(&run.ok());
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(report["passed"], cases.len());
+    assert!(cases.iter().all(|case| case["op"] == "scale" && case["outcome"] == "passed"));
+}
+
+#[test]
+fn names_that_no_case_has_are_an_error() {
+    kiln(&["verify", "--op", "juggle"]).error_with(&["juggle", "rms_norm"]);
+    kiln(&["verify", "--case", "no such case"]).error_with(&["no case", "--verbose"]);
+}

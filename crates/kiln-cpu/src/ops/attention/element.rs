@@ -1,0 +1,119 @@
+//! Element types of queries, keys and values.
+
+use crate::isa::{LANES, Simd};
+use std::marker::PhantomData;
+
+/// How 16 neighbours of a row become f32.
+pub(super) trait Element: 'static {
+    /// Values `16 * index..16 * index + 16` of a row.
+    ///
+    /// # Safety
+    /// The row has them.
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F;
+
+    /// As [`Element::load`] where the row ends after 8 values; zeros follow.
+    ///
+    /// # Safety
+    /// The row has 8 values there.
+    unsafe fn load_half<S: Simd>(s: S, row: *const u8, index: usize) -> S::F;
+}
+
+macro_rules! plain {
+    ($Name:ident, $T:ty, $load:ident) => {
+        pub(super) struct $Name;
+
+        impl Element for $Name {
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+                // SAFETY: by the contract.
+                unsafe { s.$load(row.cast::<$T>().add(index * LANES)) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_half<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+                let mut part = [<$T>::default(); LANES];
+                // SAFETY: 8 values of the row, and 16 of the array.
+                unsafe {
+                    let from = row.cast::<$T>().add(index * LANES);
+                    std::ptr::copy_nonoverlapping(from, part.as_mut_ptr(), LANES / 2);
+                    s.$load(part.as_ptr())
+                }
+            }
+        }
+    };
+}
+
+plain!(F32, f32, load);
+plain!(F16, u16, load_f16);
+plain!(Bf16, u16, load_bf16);
+
+/// Blocks of 32 signed bytes with an f16 scale before them.
+pub(super) struct Q8_0;
+
+impl Q8_0 {
+    const BLOCK_BYTES: usize = 34;
+}
+
+impl Element for Q8_0 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+        // SAFETY: the block and its half are inside the row.
+        let (scale, codes) = unsafe {
+            let block = row.add(index / 2 * Self::BLOCK_BYTES);
+            let codes = block.add(2 + index % 2 * LANES).cast::<[i8; LANES]>();
+            (block.cast::<[u8; 2]>().read(), codes.read())
+        };
+        let values = codes.map(f32::from);
+        let scale = s.splat(s.half_to_float(u16::from_le_bytes(scale)));
+        // SAFETY: the array has 16 values.
+        s.mul(scale, unsafe { s.load(values.as_ptr()) })
+    }
+
+    /// Rows are whole blocks: never asked for.
+    #[inline(always)]
+    unsafe fn load_half<S: Simd>(s: S, _: *const u8, _: usize) -> S::F {
+        s.splat(0.0)
+    }
+}
+
+/// The last 8 values of rows that do not end with a whole vector.
+pub(super) struct Half<E>(PhantomData<E>);
+
+impl<E: Element> Element for Half<E> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+        // SAFETY: by the contract.
+        unsafe { E::load_half(s, row, index) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+        // SAFETY: by the contract.
+        unsafe { E::load_half(s, row, index) }
+    }
+}
+
+/// Evaluates an expression, generic over the [`Element`], for a type of keys and values.
+macro_rules! with_element {
+    ($dtype:expr, $Element:ident => $work:expr) => {
+        match $dtype {
+            kiln_core::DType::F16 => {
+                type $Element = $crate::ops::attention::element::F16;
+                $work
+            }
+            kiln_core::DType::BF16 => {
+                type $Element = $crate::ops::attention::element::Bf16;
+                $work
+            }
+            kiln_core::DType::Q8_0 => {
+                type $Element = $crate::ops::attention::element::Q8_0;
+                $work
+            }
+            _ => {
+                type $Element = $crate::ops::attention::element::F32;
+                $work
+            }
+        }
+    };
+}
+pub(super) use with_element;

@@ -1,0 +1,8 @@
+//! Models, sessions and generation on every device that runs everywhere.
+
+mod generate;
+mod logits;
+mod preflight;
+mod session;
+mod shapes;
+mod support;
