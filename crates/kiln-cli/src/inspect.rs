@@ -65,9 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     if let Some(config) = &preflight.config {
         writeln!(out, "\n{}", style.heading("memory"))?;
         memory_table(&preflight, config).write(&mut out)?;
-        let available = memory::available().map(|available| bytes(available));
-        if let Some(available) = available {
-            writeln!(out, "  {available} are available on this machine")?;
+        if let Some(available) = memory::available() {
+            writeln!(out, "  {} are available on this machine", bytes(available))?;
         }
     }
     writeln!(out)?;

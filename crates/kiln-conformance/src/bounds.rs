@@ -95,7 +95,7 @@ const TABLE: &[Row] = &[
         family: Family::Norm,
         ops: "rms_norm, rms_norm_mul, rms_norm_triple, post_attn_triple_norm, \
               post_ff_norm_end_layer, moe_post_ff_norm_end_layer, add_rms_norm, pool (mean)",
-        single: [1e-10, 2e-5],
+        single: [1e-11, 1e-5],
         half: ROUNDED_ONCE,
         why: "a sum of up to 4096 squares in f32, in any order",
     },
@@ -117,7 +117,7 @@ const TABLE: &[Row] = &[
     Row {
         family: Family::ExactMatmul,
         ops: "matmul, gated_matmul, matmul_id with `Precision::Exact`",
-        single: [1e-10, 4e-5],
+        single: [2e-11, 2e-5],
         half: None,
         why: "sums of up to 2112 products in f32, in any order; twice that through an activation",
     },

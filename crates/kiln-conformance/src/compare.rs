@@ -2,35 +2,41 @@
 
 use crate::bounds::Bound;
 use crate::host::decode;
-use crate::outcome::{Difference, Figures, Problem};
+use crate::outcome::{Difference, Failure, Figures, Problem};
 use crate::program::{Agreement, Operand};
 use kiln_core::{DType, Shape};
 
-/// Compares the bytes of an operand; the figures, or the worst value.
+/// What is wrong, and where.
+type Mismatch = (Problem, Difference);
+
+/// Compares the bytes of an operand: the figures, or a failure during that.
 pub(crate) fn compare(
     operand: &Operand,
     agreement: Agreement,
-    got: &[u8],
-    expected: &[u8],
-) -> Result<Figures, (Problem, Option<Difference>)> {
+    [got, expected]: [&[u8]; 2],
+    during: &str,
+) -> Result<Figures, Box<Failure>> {
     if got.len() != expected.len() {
-        return Err((Problem::Length { got: got.len(), expected: expected.len() }, None));
+        let (got, expected) = (got.len(), expected.len());
+        return Err(Failure::new(during, Problem::Length { got, expected }));
     }
-    match agreement {
+    let result = match agreement {
         Agreement::Exact => exact(operand, got, expected),
         Agreement::Within(bound) => {
             let (got, expected) = (decode(operand.dtype, got), decode(operand.dtype, expected));
             within(operand.shape, bound, &got, &expected)
         }
-    }
+    };
+    result.map_err(|mismatch| {
+        let (problem, difference) = *mismatch;
+        let mut failure = Failure::new(during, problem);
+        failure.difference = Some(difference);
+        failure
+    })
 }
 
 /// Bit for bit, any NaN equal to any other in float types.
-fn exact(
-    operand: &Operand,
-    got: &[u8],
-    expected: &[u8],
-) -> Result<Figures, (Problem, Option<Difference>)> {
+fn exact(operand: &Operand, got: &[u8], expected: &[u8]) -> Result<Figures, Box<Mismatch>> {
     let size = operand.dtype.block_bytes();
     let is_nan = |value: &[u8]| {
         operand.dtype.is_float() && decode(operand.dtype, value).iter().all(|v| v.is_nan())
@@ -44,9 +50,9 @@ fn exact(
             let range = block * size..(block + 1) * size;
             let (got, expected) = (&got[range.clone()], &expected[range]);
             let index = block * operand.dtype.block_len();
-            let difference =
-                Difference::new(operand.shape, index, show(operand.dtype, got), show(operand.dtype, expected));
-            Err((Problem::Bits { wrong }, Some(difference)))
+            let [got, expected] = [got, expected].map(|value| show(operand.dtype, value));
+            let difference = Difference::new(operand.shape, index, got, expected);
+            Err(Box::new((Problem::Bits { wrong }, difference)))
         }
     }
 }
@@ -65,26 +71,21 @@ fn within(
     bound: Bound,
     got: &[f64],
     expected: &[f64],
-) -> Result<Figures, (Problem, Option<Difference>)> {
+) -> Result<Figures, Box<Mismatch>> {
     let at = |index: usize| {
-        Difference::new(
-            shape,
-            index,
-            format!("{:e}", got[index]),
-            format!("{:e}", expected[index]),
-        )
+        Difference::new(shape, index, format!("{:e}", got[index]), format!("{:e}", expected[index]))
     };
     let pairs = || got.iter().copied().zip(expected.iter().copied());
     let special = |(a, b): (f64, f64)| !a.is_finite() || !b.is_finite();
     let alike = |(a, b): (f64, f64)| (a.is_nan() && b.is_nan()) || a == b;
     if let Some(index) = pairs().position(|pair| special(pair) && !alike(pair)) {
         let wrong = pairs().filter(|&pair| special(pair) && !alike(pair)).count();
-        return Err((Problem::NonFinite { wrong }, Some(at(index))));
+        return Err(Box::new((Problem::NonFinite { wrong }, at(index))));
     }
     if bound.exact_zeros
         && let Some(index) = pairs().position(|(a, b)| b == 0.0 && a != 0.0)
     {
-        return Err((Problem::NotZero, Some(at(index))));
+        return Err(Box::new((Problem::NotZero, at(index))));
     }
     let finite = || pairs().filter(|&pair| !special(pair));
     let largest = finite().fold(bound.floor, |scale, (_, b)| scale.max(b.abs()));
@@ -105,7 +106,7 @@ fn within(
     if figures.nmse <= bound.nmse && figures.max_abs <= bound.max_abs {
         return Ok(figures);
     }
-    Err((Problem::Inexact(figures), Some(at(worst))))
+    Err(Box::new((Problem::Inexact(figures), at(worst))))
 }
 
 #[cfg(test)]
@@ -116,7 +117,7 @@ mod tests {
 
     fn check(got: &[f64], expected: &[f64]) -> Result<Figures, Problem> {
         let result = within([got.len()].into(), BOUND, got, expected);
-        result.map_err(|(problem, _)| problem)
+        result.map_err(|mismatch| mismatch.0)
     }
 
     #[test]
@@ -126,7 +127,9 @@ mod tests {
         got[3] = 1.1;
         assert!(matches!(check(&got, &[1.0; 1000]), Err(Problem::Inexact(f)) if f.nmse < 1e-4));
         let noisy = vec![1.02; 1000];
-        assert!(matches!(check(&noisy, &[1.0; 1000]), Err(Problem::Inexact(f)) if f.max_abs < 0.05));
+        assert!(
+            matches!(check(&noisy, &[1.0; 1000]), Err(Problem::Inexact(f)) if f.max_abs < 0.05)
+        );
     }
 
     #[test]

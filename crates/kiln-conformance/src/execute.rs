@@ -45,10 +45,7 @@ impl Prepared {
     }
 
     pub(crate) fn run(&self, device: &Device) -> Outcome {
-        let failed = |during: &str, problem| {
-            let during = during.to_owned();
-            Outcome::Failed(Failure { during, output: None, problem, difference: None })
-        };
+        let failed = |during, problem| Outcome::Failed(Failure::new(during, problem));
         let (program, expected) = match &self.0 {
             Ok(prepared) => prepared,
             Err(message) => return failed("preparing", Problem::Harness(message.clone())),
@@ -73,17 +70,15 @@ fn guard<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-fn error<E: std::fmt::Display>(during: &str) -> impl Fn(E) -> Failure {
-    let during = during.to_owned();
-    move |error| Failure {
-        during: during.clone(),
-        output: None,
-        problem: Problem::Error(error.to_string()),
-        difference: None,
-    }
+fn error<E: std::fmt::Display>(during: &str) -> impl Fn(E) -> Box<Failure> {
+    move |error| Failure::new(during, Problem::Error(error.to_string()))
 }
 
-fn check(device: &Device, program: &Program, expected: &[Outputs]) -> Result<Figures, Failure> {
+fn check(
+    device: &Device,
+    program: &Program,
+    expected: &[Outputs],
+) -> Result<Figures, Box<Failure>> {
     let stage = Stage::new(device, program, false).map_err(error("uploading"))?;
     let mut bench = Bench { stage, device, program, worst: Figures::default() };
     let ops = |list, options, during| Ops { list, options, during };
@@ -101,8 +96,7 @@ fn check(device: &Device, program: &Program, expected: &[Outputs]) -> Result<Fig
             if !steps.contains(name) {
                 let steps = steps.into_iter().map(str::to_owned).collect();
                 let problem = Problem::NotFused { expected: (*name).to_owned(), steps };
-                let during = "planning".to_owned();
-                return Err(Failure { during, output: None, problem, difference: None });
+                return Err(Failure::new("planning", problem));
             }
             let plain = ops(&program.ops, UNFUSED, "without fusion");
             bench.variant(plain, &first, Equality::Bits)?;
@@ -128,7 +122,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn record(&self, ops: Ops<'_>) -> Result<Executable, Failure> {
+    fn record(&self, ops: Ops<'_>) -> Result<Executable, Box<Failure>> {
         record(&self.stage, self.device, self.program, ops)
     }
 
@@ -136,7 +130,7 @@ impl Bench<'_> {
         &mut self,
         executable: &Executable,
         during: (&str, u8),
-    ) -> Result<Vec<Outputs>, Failure> {
+    ) -> Result<Vec<Outputs>, Box<Failure>> {
         play(&mut self.stage, self.program, executable, during)
     }
 
@@ -147,7 +141,7 @@ impl Bench<'_> {
         during: (&str, u8),
         first: &[Outputs],
         equality: Equality,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Box<Failure>> {
         let outputs = self.play(executable, during)?;
         self.agree(during.0, (&outputs, first), Some(equality))
     }
@@ -158,7 +152,7 @@ impl Bench<'_> {
         ops: Ops<'_>,
         first: &[Outputs],
         equality: Equality,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Box<Failure>> {
         let executable = self.record(ops)?;
         self.repeat(&executable, (ops.during, NAN_BITS), first, equality)
     }
@@ -169,25 +163,25 @@ impl Bench<'_> {
         during: &str,
         (got, expected): (&[Outputs], &[Outputs]),
         equality: Option<Equality>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Box<Failure>> {
         for (round, (got, expected)) in got.iter().zip(expected).enumerate() {
+            let during = match round {
+                0 => during.to_owned(),
+                _ => format!("{during}, round {round}"),
+            };
             for ((slot, got), (_, expected)) in got.iter().zip(expected) {
                 let operand = &self.program.operands[slot.0];
                 let agreement = match equality {
                     Some(Equality::Bits) => Agreement::Exact,
                     Some(Equality::Bounds) | None => operand.agreement,
                 };
-                match compare(operand, agreement, got, expected) {
-                    Ok(figures) if figures.share() > self.worst.share() => self.worst = figures,
-                    Ok(_) => {}
-                    Err((problem, difference)) => {
-                        let during = match round {
-                            0 => during.to_owned(),
-                            _ => format!("{during}, round {round}"),
-                        };
-                        let output = Some(self.program.output_name(*slot));
-                        return Err(Failure { during, output, problem, difference });
-                    }
+                let figures = compare(operand, agreement, [got, expected], &during);
+                let figures = figures.map_err(|mut failure| {
+                    failure.output = Some(self.program.output_name(*slot));
+                    failure
+                })?;
+                if figures.share() > self.worst.share() {
+                    self.worst = figures;
                 }
             }
         }
@@ -208,7 +202,7 @@ fn record(
     device: &Device,
     program: &Program,
     ops: Ops<'_>,
-) -> Result<Executable, Failure> {
+) -> Result<Executable, Box<Failure>> {
     let mut rec = device.record();
     let tensors = stage.bind(program, &rec).map_err(error(ops.during))?;
     for op in ops.list {
@@ -226,7 +220,7 @@ fn play(
     program: &Program,
     executable: &Executable,
     (during, fill): (&str, u8),
-) -> Result<Vec<Outputs>, Failure> {
+) -> Result<Vec<Outputs>, Box<Failure>> {
     let rounds: &[Vec<(Slot, Vec<u8>)>] = match &program.check {
         Check::Replay(rounds) => rounds,
         _ => &[],
@@ -249,7 +243,7 @@ fn play(
     Ok(all)
 }
 
-fn trespassed(program: &Program, during: &str, trespass: &Trespass) -> Failure {
+fn trespassed(program: &Program, during: &str, trespass: &Trespass) -> Box<Failure> {
     let Trespass { slot, inside, offset, .. } = *trespass;
     let problem =
         if inside { Problem::WroteInput { offset } } else { Problem::WroteOutside { offset } };
@@ -258,5 +252,7 @@ fn trespassed(program: &Program, during: &str, trespass: &Trespass) -> Failure {
         Some(field) => field.to_owned(),
         None => format!("operand {}", slot.0),
     };
-    Failure { during: during.to_owned(), output: Some(name), problem, difference: None }
+    let mut failure = Failure::new(during, problem);
+    failure.output = Some(name);
+    failure
 }

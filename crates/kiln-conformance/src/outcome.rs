@@ -14,7 +14,7 @@ pub enum Outcome {
         worst: Figures,
     },
     /// A check did not hold.
-    Failed(Failure),
+    Failed(Box<Failure>),
     /// The case was not run.
     Skipped {
         /// Why, and how to run it.
@@ -54,6 +54,14 @@ pub struct Failure {
     pub problem: Problem,
     /// The value it was seen at: the first wrong one, or the one furthest off.
     pub difference: Option<Difference>,
+}
+
+impl Failure {
+    /// A failure that no output or value is to blame for.
+    pub(crate) fn new(during: &str, problem: Problem) -> Box<Self> {
+        let during = during.to_owned();
+        Box::new(Self { during, output: None, problem, difference: None })
+    }
 }
 
 /// A value and what it should have been.

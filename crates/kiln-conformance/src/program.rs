@@ -195,12 +195,7 @@ impl Program {
     }
 
     /// Given values in a float type.
-    pub(crate) fn floats(
-        &mut self,
-        dtype: DType,
-        shape: impl Into<Shape>,
-        values: &[f32],
-    ) -> Slot {
+    pub(crate) fn floats(&mut self, dtype: DType, shape: impl Into<Shape>, values: &[f32]) -> Slot {
         self.bytes(dtype, shape, host::encode(dtype, values))
     }
 
@@ -210,22 +205,13 @@ impl Program {
     }
 
     /// Given bytes of any type.
-    pub(crate) fn bytes(
-        &mut self,
-        dtype: DType,
-        shape: impl Into<Shape>,
-        bytes: Vec<u8>,
-    ) -> Slot {
+    pub(crate) fn bytes(&mut self, dtype: DType, shape: impl Into<Shape>, bytes: Vec<u8>) -> Slot {
         let layout = self.layout;
         self.add(dtype, shape.into(), Source::Host(bytes, layout))
     }
 
     /// A random weight of any weight type, imported whole.
-    pub(crate) fn weight(
-        &mut self,
-        dtype: DType,
-        shape: impl Into<Shape>,
-    ) -> Result<Slot, Broken> {
+    pub(crate) fn weight(&mut self, dtype: DType, shape: impl Into<Shape>) -> Result<Slot, Broken> {
         self.weight_from(dtype, shape, WeightSource::Imported, Blocks::Mixed)
     }
 

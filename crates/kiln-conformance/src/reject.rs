@@ -92,20 +92,16 @@ fn describe(error: &OpError) -> (Kind, &'static str) {
 
 /// Records the operations of a program with a flaw and expects the error.
 pub(crate) fn run(device: &Device, program: &Program, rejection: &Rejection) -> Outcome {
-    let failed = |problem| {
-        let during = "recording".to_owned();
-        Outcome::Failed(Failure { during, output: None, problem, difference: None })
-    };
+    let failed = |problem| Outcome::Failed(Failure::new("recording", problem));
     match record(device, program, rejection) {
         Err(broken) => failed(Problem::Harness(broken.to_string())),
         Ok(Ok(())) => failed(Problem::Accepted),
         Ok(Err(Error::Op(error))) if rejection.allows(&error) => {
             Outcome::Passed { worst: Default::default() }
         }
-        Ok(Err(error)) => failed(Problem::WrongError {
-            got: error.to_string(),
-            expected: rejection.to_string(),
-        }),
+        Ok(Err(error)) => {
+            failed(Problem::WrongError { got: error.to_string(), expected: rejection.to_string() })
+        }
     }
 }
 

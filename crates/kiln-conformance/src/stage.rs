@@ -236,8 +236,7 @@ impl Place {
                 (base, view.transpose(outer - 2, outer - 1)?)
             }
             Some(Layout::Strided | Layout::Swapped) => {
-                let around =
-                    |axis| if axis == outer { [pad(4, 1), pad(8, 1)] } else { [1, 1] };
+                let around = |axis| if axis == outer { [pad(4, 1), pad(8, 1)] } else { [1, 1] };
                 let extents: Vec<usize> = shape
                     .iter()
                     .enumerate()

@@ -117,11 +117,7 @@ const AHEAD: usize = 8;
 /// assert_eq!(summary.failed, 0);
 /// assert!(summary.passed > 10);
 /// ```
-pub fn run_all(
-    device: &Device,
-    filter: &Filter,
-    report: &mut dyn FnMut(&CaseReport),
-) -> Summary {
+pub fn run_all(device: &Device, filter: &Filter, report: &mut dyn FnMut(&CaseReport)) -> Summary {
     let chosen: Vec<Case> = cases().into_iter().filter(|case| filter.accepts(case)).collect();
     let mut summary = Summary::default();
     std::thread::scope(|scope| {

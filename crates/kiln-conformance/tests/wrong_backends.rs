@@ -4,9 +4,7 @@ use half::{bf16, f16};
 use kiln_conformance::{Case, Outcome, Problem, cases};
 use kiln_core::backend::{Backend, Buffer, Execute};
 use kiln_core::ops::Op;
-use kiln_core::{
-    DType, Device, Error, Plan, Result, Shape, SharedBytes, Tensor, Unsupported,
-};
+use kiln_core::{DType, Device, Error, Plan, Result, Shape, SharedBytes, Tensor, Unsupported};
 use kiln_reference::ReferenceBackend;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +96,8 @@ impl WrongPlan {
         let steps = self.plan.steps().iter().rev();
         let operands = |op: &Op<Tensor>| {
             let all = op.operands().into_iter();
-            let chosen = all.filter(|(role, t)| role.access.writes() == written && !t.is_temporary());
+            let chosen =
+                all.filter(|(role, t)| role.access.writes() == written && !t.is_temporary());
             chosen.map(|(_, tensor)| tensor).collect::<Vec<_>>()
         };
         steps.map(|step| operands(&step.op)).find(|found| !found.is_empty()).unwrap_or_default()
@@ -192,7 +191,8 @@ fn spoil(dtype: DType, bytes: &mut [u8]) {
     };
     if !dtype.is_float() {
         // A code of a block; the lowest bit of an integer.
-        bytes[at + if dtype.is_quantized() { 5 } else { 0 }] ^= if dtype.is_quantized() { 0x60 } else { 1 };
+        bytes[at + if dtype.is_quantized() { 5 } else { 0 }] ^=
+            if dtype.is_quantized() { 0x60 } else { 1 };
         return;
     }
     let finite = bytes.chunks_exact(size).map(float).filter(|x| x.is_finite());
@@ -222,9 +222,9 @@ fn survivors(fault: Fault, step: usize, chosen: impl Fn(&Case) -> bool) -> Vec<S
     let cases = numeric().filter(chosen).step_by(step);
     let outcomes = cases.map(|case| (case.run(&device), case.name()));
     let mut run = 0;
-    let passed = outcomes.inspect(|_| run += 1).filter_map(|(outcome, name)| {
-        matches!(outcome, Outcome::Passed { .. }).then_some(name)
-    });
+    let passed = outcomes
+        .inspect(|_| run += 1)
+        .filter_map(|(outcome, name)| matches!(outcome, Outcome::Passed { .. }).then_some(name));
     let passed = passed.collect();
     assert!(run >= 10, "{fault:?}: only {run} cases");
     passed
@@ -244,9 +244,12 @@ fn one_wrong_value() {
 #[test]
 fn a_value_left_unwritten() {
     // A cache keeps what is not written; in place the old value is an input.
-    let written = |case: &Case| !case.label().contains("in place") && !case.label().contains("append");
+    let written =
+        |case: &Case| !case.label().contains("in place") && !case.label().contains("append");
     let cached = ["kv_append", "head_norm_rope"];
-    caught(Fault::Unwritten, 7, |case| written(case) && !cached.contains(&case.op()) && case.op() != "plan");
+    caught(Fault::Unwritten, 7, |case| {
+        written(case) && !cached.contains(&case.op()) && case.op() != "plan"
+    });
 }
 
 #[test]
@@ -318,8 +321,12 @@ fn panics_and_errors_are_failures_and_end_nothing() {
         other => panic!("{other:?}"),
     };
     assert_eq!(problem(Fault::Panic), Problem::Panic("on purpose".to_owned()));
-    assert!(matches!(problem(Fault::Error), Problem::Error(message) if message.contains("on purpose")));
-    assert!(matches!(problem(Fault::Unsupported), Problem::Error(message) if message.contains("no kernel")));
+    assert!(
+        matches!(problem(Fault::Error), Problem::Error(message) if message.contains("on purpose"))
+    );
+    assert!(
+        matches!(problem(Fault::Unsupported), Problem::Error(message) if message.contains("no kernel"))
+    );
 }
 
 #[test]

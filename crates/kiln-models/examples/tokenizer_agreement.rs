@@ -9,7 +9,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use kiln_format::Gguf;
+use kiln::format::Gguf;
 use kiln_models::tokenizer::{EncodeOptions, Tokenizer};
 use serde_json::Value;
 

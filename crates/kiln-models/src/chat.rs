@@ -28,7 +28,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use civil_time::CivilTime;
-use kiln_format::{FormatError, Gguf};
+use kiln::format::{FormatError, Gguf};
 pub use prompt::Prompt;
 use thiserror::Error;
 

@@ -19,3 +19,7 @@ pub use open::{DeviceOpen, DeviceOptions, OpenError, devices};
 pub mod prelude {
     pub use crate::{DType, Device, DeviceOpen, DeviceOptions, OpenError, Tensor};
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

@@ -21,12 +21,14 @@ const ROWS: [usize; 2] = [1, 512];
 const BEYOND_CACHES: usize = 256 << 20;
 const EPS: f32 = 1e-5;
 
+type Build = dyn Fn(&Inputs) -> Result<Executable>;
+
 /// An operation at a shape.
 pub(super) struct OpCase {
     pub(super) op: &'static str,
     pub(super) label: String,
     /// Makes a plan whose steps are all this operation.
-    pub(super) build: Box<dyn Fn(&Inputs) -> Result<Executable>>,
+    pub(super) build: Box<Build>,
 }
 
 impl OpCase {

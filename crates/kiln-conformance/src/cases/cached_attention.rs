@@ -71,18 +71,21 @@ fn tokens(cases: &mut Cases) {
                     (false, 1) => capacity,
                     _ => tokens.max(70),
                 };
-                add_one(cases, Spec {
-                    q: turn(&DType::FLOATS, i + c + r),
-                    cache,
-                    tokens,
-                    heads: turn(&HEADS, index),
-                    capacity,
-                    kv_len,
-                    ring,
-                    layout: Layout::turn(index),
-                    spread: turn(&[3.0, 1.0, 6.0], i),
-                    ..BASE
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        q: turn(&DType::FLOATS, i + c + r),
+                        cache,
+                        tokens,
+                        heads: turn(&HEADS, index),
+                        capacity,
+                        kv_len,
+                        ring,
+                        layout: Layout::turn(index),
+                        spread: turn(&[3.0, 1.0, 6.0], i),
+                        ..BASE
+                    },
+                );
             }
         }
     }
@@ -92,16 +95,19 @@ fn lengths(cases: &mut Cases) {
     let longer = [63, 64, 65, 96, 113, 127, 128, 129, 255, 300, 512, 1024];
     for (i, kv_len) in (1..=40usize).chain(longer).enumerate() {
         let ring = i % 3 == 2;
-        add_one(cases, Spec {
-            q: turn(&DType::FLOATS, i / 4),
-            cache: turn(&CACHES, i),
-            capacity: if ring { kv_len.div_ceil(2).max(2) } else { kv_len + i % 5 },
-            kv_len,
-            ring,
-            heads: [4, 1],
-            dim: turn(&[64, 128, 96], i / 3),
-            ..BASE
-        });
+        add_one(
+            cases,
+            Spec {
+                q: turn(&DType::FLOATS, i / 4),
+                cache: turn(&CACHES, i),
+                capacity: if ring { kv_len.div_ceil(2).max(2) } else { kv_len + i % 5 },
+                kv_len,
+                ring,
+                heads: [4, 1],
+                dim: turn(&[64, 128, 96], i / 3),
+                ..BASE
+            },
+        );
     }
 }
 
@@ -112,15 +118,18 @@ fn dims(cases: &mut Cases) {
                 continue;
             }
             for tokens in [1, 5] {
-                add_one(cases, Spec {
-                    q: turn(&DType::FLOATS, i + j),
-                    cache,
-                    tokens,
-                    heads: turn(&HEADS, i + j),
-                    dim,
-                    layout: Layout::turn(i + j + tokens),
-                    ..BASE
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        q: turn(&DType::FLOATS, i + j),
+                        cache,
+                        tokens,
+                        heads: turn(&HEADS, i + j),
+                        dim,
+                        layout: Layout::turn(i + j + tokens),
+                        ..BASE
+                    },
+                );
             }
         }
     }
@@ -134,32 +143,41 @@ fn options(cases: &mut Cases) {
                 for tokens in [1, 4, 20] {
                     index += 1;
                     let ring = index % 4 == 0;
-                    add_one(cases, Spec {
-                        q: turn(&DType::FLOATS, index / 2),
-                        cache: turn(&CACHES, index / 3),
-                        tokens,
-                        heads: turn(&HEADS, index),
-                        dim: turn(&[64, 128], index / 2),
-                        kv_len: if ring { 100 } else { 55 },
-                        ring,
-                        window,
-                        softcap,
-                        sinks,
-                        spread: if softcap.is_some() { 12.0 } else { 4.0 },
-                        ..BASE
-                    });
+                    add_one(
+                        cases,
+                        Spec {
+                            q: turn(&DType::FLOATS, index / 2),
+                            cache: turn(&CACHES, index / 3),
+                            tokens,
+                            heads: turn(&HEADS, index),
+                            dim: turn(&[64, 128], index / 2),
+                            kv_len: if ring { 100 } else { 55 },
+                            ring,
+                            window,
+                            softcap,
+                            sinks,
+                            spread: if softcap.is_some() { 12.0 } else { 4.0 },
+                            ..BASE
+                        },
+                    );
                 }
             }
         }
     }
 }
 
-/// Lengths that give NaN.
+/// Lengths that give NaN, and the longest.
 fn invalid(cases: &mut Cases) {
     for (i, cache) in CACHES.into_iter().enumerate() {
         for (tokens, kv_len, ring) in [(4, 3, false), (1, 0, false), (4, 3, true), (2, 65, false)] {
             let q = turn(&DType::FLOATS, i + tokens);
             add_one(cases, Spec { q, cache, tokens, kv_len, ring, ..BASE });
+        }
+        // Lengths that a signed 32-bit number does not hold: too long for a cache, not for a ring.
+        for (tokens, window) in [(1, None), (3, Some(20))] {
+            for (kv_len, ring) in [(u32::MAX as usize, false), (3_000_000_000, true)] {
+                add_one(cases, Spec { cache, tokens, kv_len, ring, window, ..BASE });
+            }
         }
     }
 }

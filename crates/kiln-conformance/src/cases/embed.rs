@@ -32,19 +32,26 @@ pub(super) fn add(cases: &mut Cases) {
         for (o, output) in DType::FLOATS.into_iter().enumerate() {
             for i in 0..3 {
                 let index = t + o + i;
-                add_one(cases, Spec {
-                    w,
-                    output,
-                    n: turn(&[50, 1, 7], index + o),
-                    dim: turn(dims, index),
-                    rows: turn(&[1, 5, 17, 64], index + i),
-                    scale: turn(&[1.0, 8.0, 45.254_834], i + o),
-                    out_of_range: i == 1,
-                    // A result that is a normal number in every type of output.
-                    blocks: if i == 2 && output == DType::F32 { Blocks::Subnormal } else { Blocks::Mixed },
-                    layout: Layout::turn(index + t),
-                    source: WeightSource::turn(index),
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        w,
+                        output,
+                        n: turn(&[50, 1, 7], index + o),
+                        dim: turn(dims, index),
+                        rows: turn(&[1, 5, 17, 64], index + i),
+                        scale: turn(&[1.0, 8.0, 45.254_834], i + o),
+                        out_of_range: i == 1,
+                        // A result that is a normal number in every type of output.
+                        blocks: if i == 2 && output == DType::F32 {
+                            Blocks::Subnormal
+                        } else {
+                            Blocks::Mixed
+                        },
+                        layout: Layout::turn(index + t),
+                        source: WeightSource::turn(index),
+                    },
+                );
             }
         }
     }

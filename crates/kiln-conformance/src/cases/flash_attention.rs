@@ -88,19 +88,23 @@ fn dims(cases: &mut Cases) {
             for (l, layout) in LAYOUTS.into_iter().enumerate() {
                 let index = d + t * 3 + l;
                 let q_len = turn(&[33, 1, 17, 64, 8], index + d);
-                add_one(cases, "head dims", Spec {
-                    dtype,
-                    batch: 1 + index % 2,
-                    heads: turn(&HEADS, index),
-                    q_len,
-                    kv_len: q_len + turn(&[0, 5, 31], index),
-                    dim,
-                    layout,
-                    memory: Layout::turn(index + l),
-                    causal: index.is_multiple_of(2),
-                    spread: turn(&[4.0, 1.0, 8.0], index),
-                    ..BASE
-                });
+                add_one(
+                    cases,
+                    "head dims",
+                    Spec {
+                        dtype,
+                        batch: 1 + index % 2,
+                        heads: turn(&HEADS, index),
+                        q_len,
+                        kv_len: q_len + turn(&[0, 5, 31], index),
+                        dim,
+                        layout,
+                        memory: Layout::turn(index + l),
+                        causal: index.is_multiple_of(2),
+                        spread: turn(&[4.0, 1.0, 8.0], index),
+                        ..BASE
+                    },
+                );
             }
         }
     }
@@ -109,28 +113,38 @@ fn dims(cases: &mut Cases) {
 fn lengths(cases: &mut Cases) {
     let longer = [63, 64, 65, 96, 113, 127, 128, 129, 255, 300, 512, 1024];
     for (i, kv_len) in (1..=40usize).chain(longer).enumerate() {
-        add_one(cases, "key lengths", Spec {
-            dtype: turn(&HALVES, i),
-            q_len: kv_len.min(3),
-            kv_len,
-            dim: turn(&[64, 128, 80], i / 2),
-            causal: i % 3 == 0,
-            layout: turn(&LAYOUTS, i / 3),
-            spread: 1.0 + (i % 4) as f32,
-            ..BASE
-        });
-    }
-    for (i, len) in [2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100].into_iter().enumerate() {
-        for causal in [false, true] {
-            add_one(cases, "query lengths", Spec {
+        add_one(
+            cases,
+            "key lengths",
+            Spec {
                 dtype: turn(&HALVES, i),
-                heads: [2, 1],
-                q_len: len,
-                kv_len: len,
-                causal,
-                layout: turn(&LAYOUTS, i / 2),
+                q_len: kv_len.min(3),
+                kv_len,
+                dim: turn(&[64, 128, 80], i / 2),
+                causal: i % 3 == 0,
+                layout: turn(&LAYOUTS, i / 3),
+                spread: 1.0 + (i % 4) as f32,
                 ..BASE
-            });
+            },
+        );
+    }
+    for (i, len) in
+        [2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100].into_iter().enumerate()
+    {
+        for causal in [false, true] {
+            add_one(
+                cases,
+                "query lengths",
+                Spec {
+                    dtype: turn(&HALVES, i),
+                    heads: [2, 1],
+                    q_len: len,
+                    kv_len: len,
+                    causal,
+                    layout: turn(&LAYOUTS, i / 2),
+                    ..BASE
+                },
+            );
         }
     }
     // Queries that begin before, at, within and after the keys.
@@ -140,15 +154,19 @@ fn lengths(cases: &mut Cases) {
             .enumerate()
     {
         for window in [None, Some(8)] {
-            add_one(cases, "query offsets", Spec {
-                dtype: turn(&HALVES, i),
-                q_len,
-                kv_len,
-                q_offset: Some(offset),
-                window,
-                causal: true,
-                ..BASE
-            });
+            add_one(
+                cases,
+                "query offsets",
+                Spec {
+                    dtype: turn(&HALVES, i),
+                    q_len,
+                    kv_len,
+                    q_offset: Some(offset),
+                    window,
+                    causal: true,
+                    ..BASE
+                },
+            );
         }
     }
 }
@@ -162,23 +180,27 @@ fn options(cases: &mut Cases) {
                     for sinks in [false, true] {
                         index += 1;
                         let route = if mask == MaskKind::None { "unmasked" } else { "masked" };
-                        add_one(cases, route, Spec {
-                            dtype: turn(&HALVES, index / 2),
-                            batch: 1 + index / 5 % 2,
-                            q_len: turn(&[20, 33, 7], index),
-                            kv_len: turn(&[37, 65, 40], index / 2),
-                            dim: turn(&[64, 80, 128, 96], index / 3),
-                            layout: turn(&LAYOUTS, index / 3),
-                            memory: Layout::turn(index / 2),
-                            // Scores that a softcap bends.
-                            spread: if softcap.is_some() { 16.0 } else { 4.0 },
-                            causal,
-                            window,
-                            softcap,
-                            sinks,
-                            mask,
-                            ..BASE
-                        });
+                        add_one(
+                            cases,
+                            route,
+                            Spec {
+                                dtype: turn(&HALVES, index / 2),
+                                batch: 1 + index / 5 % 2,
+                                q_len: turn(&[20, 33, 7], index),
+                                kv_len: turn(&[37, 65, 40], index / 2),
+                                dim: turn(&[64, 80, 128, 96], index / 3),
+                                layout: turn(&LAYOUTS, index / 3),
+                                memory: Layout::turn(index / 2),
+                                // Scores that a softcap bends.
+                                spread: if softcap.is_some() { 16.0 } else { 4.0 },
+                                causal,
+                                window,
+                                softcap,
+                                sinks,
+                                mask,
+                                ..BASE
+                            },
+                        );
                     }
                 }
             }
@@ -408,7 +430,8 @@ fn other_layout(cases: &mut Cases) {
 
 /// A prompt in one piece and in chunks.
 fn chunks(cases: &mut Cases) {
-    let lists: [&[usize]; 6] = [&[2, 48], &[8, 42], &[15, 35], &[32, 18], &[16, 16, 18], &[1, 1, 48]];
+    let lists: [&[usize]; 6] =
+        [&[2, 48], &[8, 42], &[15, 35], &[32, 18], &[16, 16, 18], &[1, 1, 48]];
     for (i, chunks) in lists.into_iter().enumerate() {
         for (j, layout) in LAYOUTS.into_iter().enumerate() {
             let spec = Spec {

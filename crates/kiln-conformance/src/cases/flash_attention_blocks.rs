@@ -23,7 +23,8 @@ pub(super) fn add(cases: &mut Cases) {
             for half in 0..2 {
                 let [q_len, kv_len] = turn(&LENGTHS, i + j + half * 3);
                 let layout = Layout::turn(i + j + half);
-                let label = format!("{dtype} {kind:?} qL {q_len} kL {kv_len}, tiles {tile:?}, {layout}");
+                let label =
+                    format!("{dtype} {kind:?} qL {q_len} kL {kv_len}, tiles {tile:?}, {layout}");
                 cases.add(OP, "map", label, move |p| {
                     p.layout(layout);
                     let rank_4 = matches!(kind, MaskKind::BoolPerHead | MaskKind::AddedPerHead);
@@ -32,7 +33,11 @@ pub(super) fn add(cases: &mut Cases) {
                     if let Some(mask) = mask(p, kind, dtype, [batch, heads, q_len, kv_len]) {
                         let shape = [batch, heads, tiles[0], tiles[1]];
                         let blocks = p.output(DType::U8, shape, Agreement::Exact);
-                        p.push(Op::FlashAttentionBlocks(FlashAttentionBlocks { mask, blocks, tile }));
+                        p.push(Op::FlashAttentionBlocks(FlashAttentionBlocks {
+                            mask,
+                            blocks,
+                            tile,
+                        }));
                     }
                     Ok(())
                 });

@@ -45,14 +45,17 @@ pub(super) fn add(cases: &mut Cases) {
                     let x = turn(&[DType::F32, DType::F32, DType::BF16, DType::F16], index + t / 4);
                     let longer = if gate.block_len() > up.block_len() { gate } else { up };
                     let k = turn(lengths(longer), index + r);
-                    add_one(cases, Spec {
-                        types: [x, gate, up],
-                        mnk: [turn(&ROWS, index), turn(&COLUMNS, index + r + t), k],
-                        activation,
-                        precision,
-                        layout: Layout::turn(index + r),
-                        source: WeightSource::turn(index),
-                    });
+                    add_one(
+                        cases,
+                        Spec {
+                            types: [x, gate, up],
+                            mnk: [turn(&ROWS, index), turn(&COLUMNS, index + r + t), k],
+                            activation,
+                            precision,
+                            layout: Layout::turn(index + r),
+                            source: WeightSource::turn(index),
+                        },
+                    );
                 }
             }
         }

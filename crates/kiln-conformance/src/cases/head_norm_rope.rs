@@ -97,16 +97,19 @@ pub(super) fn add(cases: &mut Cases) {
         for (b, pairing) in PAIRINGS.into_iter().enumerate() {
             for (c, shape) in SHAPES.into_iter().enumerate() {
                 let index = a * 5 + b * 3 + c;
-                add_one(cases, Spec {
-                    x,
-                    shape,
-                    pairing,
-                    outputs: turn(&OUTPUTS, index),
-                    angles: turn(&ANGLES, index + c / 5),
-                    norm: turn(&NORMS, index + c / 4 + a),
-                    layout: Layout::turn(index + c / 4),
-                    theta: turn(&[1e4, 5e5, 1e6], index / 2),
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        x,
+                        shape,
+                        pairing,
+                        outputs: turn(&OUTPUTS, index),
+                        angles: turn(&ANGLES, index + c / 5),
+                        norm: turn(&NORMS, index + c / 4 + a),
+                        layout: Layout::turn(index + c / 4),
+                        theta: turn(&[1e4, 5e5, 1e6], index / 2),
+                    },
+                );
             }
         }
     }
@@ -114,16 +117,19 @@ pub(super) fn add(cases: &mut Cases) {
     for pairing in PAIRINGS {
         for (i, outputs) in OUTPUTS.into_iter().enumerate() {
             for (j, angles) in ANGLES.into_iter().enumerate() {
-                add_one(cases, Spec {
-                    x: turn(&DType::FLOATS, i + j),
-                    shape: [3, 2, 72, 18],
-                    pairing,
-                    outputs,
-                    angles,
-                    norm: turn(&NORMS, i * 3 + j),
-                    layout: Layout::turn(i + j),
-                    theta: 1e4,
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        x: turn(&DType::FLOATS, i + j),
+                        shape: [3, 2, 72, 18],
+                        pairing,
+                        outputs,
+                        angles,
+                        norm: turn(&NORMS, i * 3 + j),
+                        layout: Layout::turn(i + j),
+                        theta: 1e4,
+                    },
+                );
             }
         }
     }
@@ -202,7 +208,8 @@ fn build(p: &mut Program, s: &Spec) -> HeadNormRope<Slot> {
     if let Some(dtype) = cache {
         // Half of the cases run over the end of the cache.
         let start = p.rng.below(4);
-        let capacity = if dim.is_multiple_of(16) { start + tokens + 2 } else { start + tokens.div_ceil(2) };
+        let capacity =
+            if dim.is_multiple_of(16) { start + tokens + 2 } else { start + tokens.div_ceil(2) };
         let slot = p.float(dtype, [heads, capacity, dim], Dist::Normal(1.0));
         op.cache = Some(p.agree(slot, agreement(dtype, heads * capacity * dim)));
         op.cache_start = Some(p.ints([1], &[start as u32]));
@@ -291,6 +298,18 @@ fn identities(cases: &mut Cases) {
         p.check = variant(Op::HeadNormRope(op));
         Ok(())
     });
+    for start in [9, u32::MAX - 1] {
+        let label = format!("nothing is written past the cache, 3 tokens at {start} of 8");
+        cases.add(OP, "norm and rope", label, move |p| {
+            let mut op = base(p, &spec(RopePairing::Leading, [3, 2, 64, 32]));
+            op.positions = Some(p.ints([3], &[9, 10, 11]));
+            op.cache_start = Some(p.ints([1], &[start]));
+            let cache = p.float(DType::F32, [2, 8, 64], Dist::Normal(1.0));
+            op.cache = Some(p.agree(cache, Agreement::Exact));
+            p.push(Op::HeadNormRope(op));
+            Ok(())
+        });
+    }
     cases.add(OP, "replay", "new positions without recording again", move |p| {
         let op = build(p, &spec(RopePairing::Leading, [4, 2, 64, 32]));
         let rounds = |positions: Slot| {

@@ -23,7 +23,7 @@ const LINEAR: [[u32; 3]; 8] = [
 ];
 
 /// Wrapping, longer than the ring, and far along.
-const RING: [[u32; 3]; 8] = [
+const RING: [[u32; 3]; 9] = [
     [1, 8, 7],
     [1, 8, 8],
     [5, 8, 6],
@@ -32,17 +32,16 @@ const RING: [[u32; 3]; 8] = [
     [20, 8, 5],
     [3, 7, 1_000_003],
     [64, 40, 100],
+    [3, 7, 3_000_000_000],
 ];
 
 pub(super) fn add(cases: &mut Cases) {
     for (i, x) in DType::FLOATS.into_iter().enumerate() {
         for (j, cache) in CACHES.into_iter().enumerate() {
-            for (k, ring) in [false, true].into_iter().enumerate() {
-                for step in 0..4 {
-                    let list = if ring { &RING } else { &LINEAR };
-                    let index = i + j + step * 2;
-                    add_one(cases, [x, cache], ring, turn(list, index), index + k);
-                }
+            for step in 0..5 {
+                let index = i + j + step * 2;
+                add_one(cases, [x, cache], false, turn(&LINEAR, index), index);
+                add_one(cases, [x, cache], true, turn(&RING, index), index + 1);
             }
         }
     }
@@ -63,13 +62,7 @@ pub(super) fn add(cases: &mut Cases) {
     }
 }
 
-fn add_one(
-    cases: &mut Cases,
-    types: [DType; 2],
-    ring: bool,
-    lengths: [u32; 3],
-    index: usize,
-) {
+fn add_one(cases: &mut Cases, types: [DType; 2], ring: bool, lengths: [u32; 3], index: usize) {
     let [x, cache] = types;
     let [tokens, capacity, start] = lengths;
     let route = if ring { "ring" } else { "linear" };

@@ -3,9 +3,7 @@
 use super::{Cases, rows_route, turn};
 use crate::bounds::Bound;
 use crate::host::Blocks;
-use crate::program::{
-    Agreement, Broken, Check, Equality, Layout, Program, Slot, WeightSource,
-};
+use crate::program::{Agreement, Broken, Check, Equality, Layout, Program, Slot, WeightSource};
 use crate::rng::Dist;
 use kiln_core::DType;
 use kiln_core::ops::*;
@@ -14,6 +12,9 @@ const OP: &str = "matmul";
 
 const ROWS: [usize; 12] = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 65];
 const COLUMNS: [usize; 7] = [1, 2, 7, 33, 64, 72, 100];
+const INPUTS: [DType; 4] = [DType::F32, DType::F32, DType::BF16, DType::F16];
+const DISTS: [Dist; 4] =
+    [Dist::Normal(1.0), Dist::Uniform, Dist::Normal(100.0), Dist::Normal(1e-3)];
 pub(super) const PRECISIONS: [Precision; 2] = [Precision::Fast, Precision::Exact];
 
 /// Row lengths of a weight type: one block, two, and lengths of real models.
@@ -51,18 +52,16 @@ pub(super) fn add(cases: &mut Cases) {
         for (q, precision) in PRECISIONS.into_iter().enumerate() {
             for (r, m) in ROWS.into_iter().enumerate() {
                 for second in 0..2 {
-                    // Both halves of the grid meet every length of a type and every width.
+                    // Steps prime to the lengths of the lists: either route meets every extent.
                     let index = t + q + r * 2 + second;
-                    let n = turn(&COLUMNS, index * 3 + second);
-                    let k = turn(lengths(w), index + r);
                     let spec = Spec {
-                        x: turn(&[DType::F32, DType::F32, DType::BF16, DType::F16], index + r),
+                        x: turn(&INPUTS, index + r),
                         w,
                         precision,
-                        mnk: [m, n, k],
-                        dist: turn(&[Dist::Normal(1.0), Dist::Uniform, Dist::Normal(100.0), Dist::Normal(1e-3)], index),
+                        mnk: [m, turn(&COLUMNS, index * 3), turn(lengths(w), index)],
+                        dist: turn(&DISTS, index + r / 2),
                         layout: Layout::turn(index / 2),
-                        source: WeightSource::turn(index),
+                        source: WeightSource::turn(index + r),
                         blocks: Blocks::Mixed,
                         zero_row: m > 2 && second == 1,
                     };
@@ -70,17 +69,20 @@ pub(super) fn add(cases: &mut Cases) {
                 }
             }
             if w.is_quantized() {
-                plain(cases, Spec {
-                    x: DType::F32,
-                    w,
-                    precision,
-                    mnk: [turn(&[3, 17], t), 33, lengths(w)[1]],
-                    dist: Dist::Normal(1.0),
-                    layout: Layout::Guarded,
-                    source: WeightSource::Imported,
-                    blocks: Blocks::Subnormal,
-                    zero_row: false,
-                });
+                plain(
+                    cases,
+                    Spec {
+                        x: DType::F32,
+                        w,
+                        precision,
+                        mnk: [turn(&[3, 17], t), 33, lengths(w)[1]],
+                        dist: Dist::Normal(1.0),
+                        layout: Layout::Guarded,
+                        source: WeightSource::Imported,
+                        blocks: Blocks::Subnormal,
+                        zero_row: false,
+                    },
+                );
             }
             head_major(cases, w, precision, t);
             both_routes(cases, w, precision, t);
@@ -105,12 +107,7 @@ fn row_major(input: Slot, weight: Slot, output: Slot, precision: Precision) -> O
 
 /// The bounds of a product with inputs of `dist`: errors count in units of at least the size that
 /// a sum of such products has, as a single sum may well be near zero.
-pub(super) fn dot_bound(
-    p: &Program,
-    weight: Slot,
-    precision: Precision,
-    dist: Dist,
-) -> Agreement {
+pub(super) fn dot_bound(p: &Program, weight: Slot, precision: Precision, dist: Dist) -> Agreement {
     let operand = &p.operands[weight.0];
     let floor = dist.rms() * row_norm(p, weight);
     Agreement::Within(Bound::matmul(precision, operand.dtype).with_floor(floor))
@@ -128,8 +125,7 @@ fn plain(cases: &mut Cases, spec: Spec) {
     let route = format!("{} {}", precision_name(precision), rows_route(m));
     let zero = if zero_row { ", a zero row" } else { "" };
     let subnormal = if blocks == Blocks::Subnormal { " subnormal" } else { "" };
-    let label =
-        format!("{x} x {w}{subnormal} {source}, m {m} n {n} k {k}, {dist}{zero}, {layout}");
+    let label = format!("{x} x {w}{subnormal} {source}, m {m} n {n} k {k}, {dist}{zero}, {layout}");
     cases.add(OP, route, label, move |p| {
         p.layout(layout);
         let mut values = p.rng.values(m * k, dist);

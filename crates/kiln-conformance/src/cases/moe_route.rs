@@ -10,7 +10,8 @@ use kiln_core::ops::*;
 const OP: &str = "moe_route";
 
 pub(super) fn add(cases: &mut Cases) {
-    let sizes = [[1, 1], [2, 1], [4, 2], [8, 2], [32, 8], [60, 4], [64, 6], [128, 8], [257, 3], [8, 8]];
+    let sizes =
+        [[1, 1], [2, 1], [4, 2], [8, 2], [32, 8], [60, 4], [64, 6], [128, 8], [257, 3], [8, 8]];
     for (i, [experts, top_k]) in sizes.into_iter().enumerate() {
         for renormalize in [false, true] {
             for rows in [1, 5, 33] {

@@ -77,13 +77,7 @@ pub(super) fn add(cases: &mut Cases) {
 }
 
 /// Every `stride`-th shape, by turns, for every combination of types.
-fn family(
-    cases: &mut Cases,
-    op: &'static str,
-    weight_optional: bool,
-    stride: usize,
-    build: Build,
-) {
+fn family(cases: &mut Cases, op: &'static str, weight_optional: bool, stride: usize, build: Build) {
     let types = TYPES.iter().filter(|(_, w)| w.is_some() || weight_optional);
     for (row, &(x, w)) in types.enumerate() {
         for (column, [rows, dim]) in SHAPES.into_iter().enumerate() {
@@ -150,11 +144,7 @@ impl Spec {
 
     /// An output, which is `input` where the case is in place.
     fn output_or(&self, p: &mut Program, input: Slot) -> Slot {
-        if self.in_place {
-            p.agree(input, self.agreement(Family::Norm))
-        } else {
-            self.output(p)
-        }
+        if self.in_place { p.agree(input, self.agreement(Family::Norm)) } else { self.output(p) }
     }
 
     fn layer_scalar(&self, p: &mut Program) -> Slot {
@@ -276,7 +266,7 @@ fn add_rms_norm(p: &mut Program, s: &Spec) -> Result<(), Broken> {
 
 fn layer_norm(p: &mut Program, s: &Spec) -> Result<(), Broken> {
     // A mean far from zero: the variance must not come from a difference of large numbers.
-    let shifted = s.index % 3 == 0 && s.dim > 4;
+    let shifted = s.index.is_multiple_of(3) && s.dim > 4;
     let spec = if shifted { Spec { dist: Dist::Shifted(64.0, 1.0), ..*s } } else { *s };
     let input = spec.rows(p);
     let weight = s.weight(p);

@@ -34,7 +34,8 @@ fn fused_norm_mul(cases: &mut Cases) {
                 let scale = p.float(DType::F32, shape, Dist::Normal(1.0));
                 let weight = (i % 2 == 0).then(|| p.float(DType::F32, [dim], Dist::Normal(1.0)));
                 let normed = p.temp(DType::F32, shape);
-                let output = p.output(DType::F32, shape, within(Family::Norm, DType::F32, rows * dim));
+                let output =
+                    p.output(DType::F32, shape, within(Family::Norm, DType::F32, rows * dim));
                 p.push(Op::RmsNorm(RmsNorm { input, weight, output: normed, eps: 1e-6 }));
                 let (a, b) = if swapped { (scale, normed) } else { (normed, scale) };
                 p.push(Op::Mul(Mul { a, b, output }));
@@ -60,7 +61,8 @@ fn fused_add_norm(cases: &mut Cases) {
                 let a = p.float(x, shape, Dist::Normal(1.0));
                 let b = p.float(x, shape, Dist::Normal(1.0));
                 let weight = Some(p.float(DType::F32, [dim], Dist::Normal(1.0)));
-                let sum = if in_place { p.agree(a, agreement) } else { p.output(x, shape, agreement) };
+                let sum =
+                    if in_place { p.agree(a, agreement) } else { p.output(x, shape, agreement) };
                 let output = p.output(x, shape, agreement);
                 p.push(Op::Add(Add { a, b, output: sum }));
                 if between {
@@ -97,7 +99,13 @@ fn fused_gated(cases: &mut Cases) {
                     let [gate, up] = [(); 2].map(|()| p.temp(DType::F32, [m, 40]));
                     for (weight, output) in [(gate_weight, gate), (up_weight, up)] {
                         let input_layout = InputLayout::RowMajor;
-                        p.push(Op::Matmul(Matmul { input, weight, output, input_layout, precision }));
+                        p.push(Op::Matmul(Matmul {
+                            input,
+                            weight,
+                            output,
+                            input_layout,
+                            precision,
+                        }));
                     }
                     p.push(if silu {
                         Op::SiluMul(SiluMul { gate, up, output })
@@ -122,7 +130,8 @@ fn fused_append(cases: &mut Cases) {
     ];
     for (i, [x, cache]) in types.into_iter().enumerate() {
         for (tokens, start, capacity) in [(1, 3, 8), (5, 0, 5), (6, 4, 8)] {
-            let label = format!("rope and append, {x} to {cache}, T {tokens} at {start} of {capacity}");
+            let label =
+                format!("rope and append, {x} to {cache}, T {tokens} at {start} of {capacity}");
             cases.add("head_norm_rope", "fused", label, move |p| {
                 let dim = turn(&[64, 128, 72], i);
                 let (heads, half) = (3, dim / 4);
@@ -146,50 +155,74 @@ fn fused_append(cases: &mut Cases) {
 /// Programs in which a missing barrier shows.
 fn chains(cases: &mut Cases) {
     for [rows, dim] in [[1, 64], [64, 33], [256, 512]] {
-        cases.add(OP, "barriers", format!("back and forth between two buffers, [{rows}, {dim}]"), move |p| {
-            let shape = [rows, dim];
-            let agreement = within(Family::Norm, DType::F32, rows * dim);
-            let x = p.float(DType::F32, shape, Dist::Normal(1.0));
-            p.agree(x, agreement);
-            let y = p.output(DType::F32, shape, agreement);
-            for step in 0..12 {
-                let (input, output) = if step % 2 == 0 { (x, y) } else { (y, x) };
-                p.push(Op::RmsNorm(RmsNorm { input, weight: None, output, eps: 1e-6 }));
-            }
-            p.check = Check::Barriers;
-            Ok(())
-        });
-        cases.add(OP, "barriers", format!("temporaries one after the other, [{rows}, {dim}]"), move |p| {
-            let shape = [rows, dim];
-            let input = p.float(DType::F32, shape, Dist::Normal(1.0));
-            let output = p.output(DType::F32, shape, within(Family::Norm, DType::F32, rows * dim));
-            let mut last = input;
-            for step in 0..10 {
-                let (a, b) = (p.temp(DType::F32, shape), p.temp(DType::F32, shape));
-                p.push(Op::Scale(Scale { input: last, output: a, factor: 0.5 + step as f32 * 0.1 }));
-                p.push(Op::Softcap(Softcap { input: last, output: b, cap: 3.0 }));
-                let sum = if step == 9 { output } else { p.temp(DType::F32, shape) };
-                p.push(Op::Add(Add { a, b, output: sum }));
-                last = sum;
-            }
-            p.check = Check::Barriers;
-            Ok(())
-        });
-        cases.add(OP, "barriers", format!("slices written apart, read together, [{rows}, {dim}]"), move |p| {
-            let count = 6;
-            let input = p.float(DType::F32, [rows, dim], Dist::Normal(1.0));
-            let all = p.temp(DType::F32, [count * rows, dim]);
-            for part in 0..count {
-                let output = p.slice(all, 0, part * rows..(part + 1) * rows);
-                let factor = 1.0 + part as f32;
-                p.push(Op::Scale(Scale { input, output, factor }));
-            }
-            let values = count * rows * dim;
-            let output = p.output(DType::F32, [count * rows, dim], within(Family::Norm, DType::F32, values));
-            p.push(Op::RmsNorm(RmsNorm { input: all, weight: None, output, eps: 1e-6 }));
-            p.check = Check::Barriers;
-            Ok(())
-        });
+        cases.add(
+            OP,
+            "barriers",
+            format!("back and forth between two buffers, [{rows}, {dim}]"),
+            move |p| {
+                let shape = [rows, dim];
+                let agreement = within(Family::Norm, DType::F32, rows * dim);
+                let x = p.float(DType::F32, shape, Dist::Normal(1.0));
+                p.agree(x, agreement);
+                let y = p.output(DType::F32, shape, agreement);
+                for step in 0..12 {
+                    let (input, output) = if step % 2 == 0 { (x, y) } else { (y, x) };
+                    p.push(Op::RmsNorm(RmsNorm { input, weight: None, output, eps: 1e-6 }));
+                }
+                p.check = Check::Barriers;
+                Ok(())
+            },
+        );
+        cases.add(
+            OP,
+            "barriers",
+            format!("temporaries one after the other, [{rows}, {dim}]"),
+            move |p| {
+                let shape = [rows, dim];
+                let input = p.float(DType::F32, shape, Dist::Normal(1.0));
+                let output =
+                    p.output(DType::F32, shape, within(Family::Norm, DType::F32, rows * dim));
+                let mut last = input;
+                for step in 0..10 {
+                    let (a, b) = (p.temp(DType::F32, shape), p.temp(DType::F32, shape));
+                    p.push(Op::Scale(Scale {
+                        input: last,
+                        output: a,
+                        factor: 0.5 + step as f32 * 0.1,
+                    }));
+                    p.push(Op::Softcap(Softcap { input: last, output: b, cap: 3.0 }));
+                    let sum = if step == 9 { output } else { p.temp(DType::F32, shape) };
+                    p.push(Op::Add(Add { a, b, output: sum }));
+                    last = sum;
+                }
+                p.check = Check::Barriers;
+                Ok(())
+            },
+        );
+        cases.add(
+            OP,
+            "barriers",
+            format!("slices written apart, read together, [{rows}, {dim}]"),
+            move |p| {
+                let count = 6;
+                let input = p.float(DType::F32, [rows, dim], Dist::Normal(1.0));
+                let all = p.temp(DType::F32, [count * rows, dim]);
+                for part in 0..count {
+                    let output = p.slice(all, 0, part * rows..(part + 1) * rows);
+                    let factor = 1.0 + part as f32;
+                    p.push(Op::Scale(Scale { input, output, factor }));
+                }
+                let values = count * rows * dim;
+                let output = p.output(
+                    DType::F32,
+                    [count * rows, dim],
+                    within(Family::Norm, DType::F32, values),
+                );
+                p.push(Op::RmsNorm(RmsNorm { input: all, weight: None, output, eps: 1e-6 }));
+                p.check = Check::Barriers;
+                Ok(())
+            },
+        );
     }
 }
 

@@ -37,20 +37,31 @@ pub(super) fn add(cases: &mut Cases) {
                 if n > 4000 && index % 3 != 0 {
                     continue;
                 }
-                add_one(cases, Spec {
-                    rows: turn(&[5, 1, 3], index),
-                    n,
-                    temperature: turn(&[1.0, 0.7, 0.1, 2.0], index / 3),
-                    top_k,
-                    top_p,
-                    spread: turn(&[3.0, 6.0], index),
-                    ties: index % 5 == 0,
-                    layout: Layout::turn(index),
-                });
+                add_one(
+                    cases,
+                    Spec {
+                        rows: turn(&[5, 1, 3], index),
+                        n,
+                        temperature: turn(&[1.0, 0.7, 0.1, 2.0], index / 3),
+                        top_k,
+                        top_p,
+                        spread: turn(&[3.0, 6.0], index),
+                        ties: index % 5 == 0,
+                        layout: Layout::turn(index),
+                    },
+                );
             }
         }
-        let base =
-            Spec { rows: 3, n, temperature: 0.0, top_k: 0, top_p: 1.0, spread: 1.0, ties: false, layout: Layout::Guarded };
+        let base = Spec {
+            rows: 3,
+            n,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            spread: 1.0,
+            ties: false,
+            layout: Layout::Guarded,
+        };
         add_one(cases, base);
         add_one(cases, Spec { ties: true, top_k: 5, top_p: 0.5, ..base });
     }
@@ -96,11 +107,8 @@ fn random(p: &mut Program, s: &Spec, logits: &[f32]) -> f32 {
     let mut best = (0.0, -1.0);
     for _ in 0..200 {
         let u = p.rng.unit();
-        let nearest = candidates
-            .iter()
-            .flatten()
-            .map(|step| (step - f64::from(u)).abs())
-            .fold(1.0, f64::min);
+        let nearest =
+            candidates.iter().flatten().map(|step| (step - f64::from(u)).abs()).fold(1.0, f64::min);
         if nearest > best.1 {
             best = (u, nearest);
         }

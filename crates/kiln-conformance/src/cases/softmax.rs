@@ -28,7 +28,8 @@ const SHAPES: [[usize; 2]; 14] = [
 pub(super) fn add(cases: &mut Cases) {
     for (t, x) in DType::FLOATS.into_iter().enumerate() {
         for (i, [rows, n]) in SHAPES.into_iter().enumerate() {
-            let dist = turn(&[Dist::Normal(8.0), Dist::Normal(1.0), Dist::Shifted(500.0, 8.0)], i + t);
+            let dist =
+                turn(&[Dist::Normal(8.0), Dist::Normal(1.0), Dist::Shifted(500.0, 8.0)], i + t);
             let scale = turn(&[1.0, 0.125, -0.5], i / 2 + t);
             let layout = Layout::turn(i + t);
             let in_place = (i + t) % 3 == 1;

@@ -121,7 +121,9 @@ impl Pass {
             && gate_op.input_layout == InputLayout::RowMajor
             && up_op.input_layout == InputLayout::RowMajor
             && gate_op.output == *gate
-            && up_op.output == *up;
+            && up_op.output == *up
+            // One block-quantised and one plain weight would share a route that neither had alone.
+            && gate_op.weight.dtype().is_quantized() == up_op.weight.dtype().is_quantized();
         if !same || first == second {
             return None;
         }

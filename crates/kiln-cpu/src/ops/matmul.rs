@@ -50,7 +50,7 @@ pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Rou
 }
 
 /// The layout of the packed input of a route.
-fn packed_layout(route: Route, m: usize, k: usize, tile: usize) -> Layout {
+pub(super) fn packed_layout(route: Route, m: usize, k: usize, tile: usize) -> Layout {
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
     let (packing, columns, tile) = match route {
@@ -153,15 +153,45 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     workspace
 }
 
+/// Where the columns of a product go.
+#[derive(Clone, Copy)]
+pub(super) enum OutputRows {
+    /// `[m, n]`: column by column.
+    Matrix(View),
+    /// `[m, top_k, n]`: column `i` to slot `slots[i]`, counted over both outer axes.
+    Slots { view: View, slots: *const u32 },
+}
+
+// SAFETY: addresses of a view and of the workspace, which the executable keeps alive.
+unsafe impl Send for OutputRows {}
+// SAFETY: as above.
+unsafe impl Sync for OutputRows {}
+
+impl OutputRows {
+    /// # Safety
+    /// The column exists.
+    #[inline(always)]
+    unsafe fn row(&self, column: usize) -> *mut f32 {
+        match self {
+            OutputRows::Matrix(view) => view.row_ptr([column]).cast(),
+            OutputRows::Slots { view, slots } => {
+                // SAFETY: the list has a slot for every column.
+                let slot = unsafe { *slots.add(column) } as usize;
+                let top_k = view.extent(1);
+                view.row_ptr([slot / top_k, slot % top_k]).cast()
+            }
+        }
+    }
+}
+
 /// A weight matrix and where its product goes.
 #[derive(Clone, Copy)]
-struct Product {
-    weights: Weights,
+pub(super) struct Product {
+    pub(super) weights: Weights,
     /// Applied to what the output holds, which the product then multiplies.
-    gate: Option<Activation>,
-    /// `[m, n]`
-    output: View,
-    m: usize,
+    pub(super) gate: Option<Activation>,
+    pub(super) output: OutputRows,
+    pub(super) m: usize,
 }
 
 impl Product {
@@ -174,7 +204,7 @@ impl Product {
         let rows = (self.weights.n - first).min(LANES);
         // SAFETY: rows `first..first + rows` of the output row of that column, the caller's alone.
         unsafe {
-            let to = self.output.row_ptr([column]).cast::<f32>().add(first);
+            let to = self.output.row(column).add(first);
             let mut part = [0f32; LANES];
             let at = if rows == LANES {
                 to
@@ -198,7 +228,8 @@ impl Product {
 pub(super) fn matmul(op: &Matmul<View>, lowering: &mut Lowering) {
     let input = Input::new(op.input, op.input_layout);
     let weights = Weights::new(&op.weight, 0);
-    let products = vec![Product { weights, gate: None, output: op.output, m: input.m }];
+    let output = OutputRows::Matrix(op.output);
+    let products = vec![Product { weights, gate: None, output, m: input.m }];
     lower(input, products, op.precision, lowering);
 }
 
@@ -206,7 +237,7 @@ pub(super) fn matmul(op: &Matmul<View>, lowering: &mut Lowering) {
 /// then the other product is multiplied into it, strip by strip.
 pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
     let input = Input::new(op.input, InputLayout::RowMajor);
-    let (output, m) = (op.output, input.m);
+    let (output, m) = (OutputRows::Matrix(op.output), input.m);
     let gate = Product { weights: Weights::new(&op.gate, 0), gate: None, output, m };
     let up =
         Product { weights: Weights::new(&op.up, 0), gate: Some(op.activation), output, m };
@@ -237,7 +268,7 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
 }
 
 /// Strips of 16 rows per task of the mat-vec routes: enough bytes to outweigh taking a task.
-fn strips_per_task(weights: &Weights) -> usize {
+pub(super) fn strips_per_task(weights: &Weights) -> usize {
     const TASK_BYTES: usize = 32 * 1024;
     (TASK_BYTES / (weights.row_bytes() * LANES)).max(1)
 }
@@ -267,15 +298,15 @@ macro_rules! with_tile_width {
 }
 
 /// 16 rows of a product, with the packed input.
-struct Strip<'a> {
-    product: &'a Product,
-    first: usize,
-    layout: Layout,
-    packed: *const u8,
+pub(super) struct Strip<'a> {
+    pub(super) product: &'a Product,
+    pub(super) first: usize,
+    pub(super) layout: Layout,
+    pub(super) packed: *const u8,
 }
 
 impl Strip<'_> {
-    fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
+    pub(super) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
         let dtype = self.product.weights.dtype;
         let unpacker = mat_mat::unpacker(isa, dtype);
         match (route, unpacker) {

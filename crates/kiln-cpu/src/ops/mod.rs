@@ -6,6 +6,7 @@ mod elementwise;
 mod head_norm_rope;
 mod kv_cache;
 pub(crate) mod matmul;
+mod matmul_id;
 mod moe;
 mod norms;
 mod rows;
@@ -47,6 +48,6 @@ pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) {
         Op::Sample(op) => sampling::sample(op, lowering),
         Op::MoeRoute(op) => moe::moe_route(op, lowering),
         Op::Pool(op) => rows::pool(op, lowering),
-        _ => (),
+        Op::MatmulId(op) => matmul_id::matmul_id(op, lowering),
     }
 }

@@ -194,7 +194,7 @@ fn largest_indices(input: View, output: View, lowering: &mut Lowering) {
     }));
 }
 
-/// `e^x` for `x` up to 0, relative error below 1e-14. Without branches, so that a loop over it
+/// `e^x` for `x` up to 0, relative error below 1e-13. Without branches, so that a loop over it
 /// becomes vectors.
 #[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {
@@ -417,4 +417,33 @@ fn end(
     }
     keys[..len].sort_unstable();
     weights.walk(&keys[..len], chosen.1, stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_right() {
+        for i in 0..100_000 {
+            let x = f64::from(i) * -0.007;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-13, "{x}");
+            let x = f64::from(i) * -3e-5;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-15, "{x}");
+        }
+        assert_eq!([exp(0.0), exp(-800.0), exp(f64::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+        assert!(exp(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn keys_order_logits_and_keep_them() {
+        let logits = [f32::INFINITY, 3e38, 1.0, 1e-40, 0.0, -1e-40, -2.0, f32::NEG_INFINITY];
+        let keys = logits.map(|logit| key(logit, 7));
+        assert!(keys.is_sorted());
+        assert_eq!(keys.map(logit_of), logits);
+        assert_eq!(index_of(keys[3]), 7);
+        assert!(keys[7] < key(f32::NAN, 0));
+        assert_eq!(key(-0.0, 3), key(0.0, 3));
+        assert!(key(1.0, 3) < key(1.0, 4));
+    }
 }

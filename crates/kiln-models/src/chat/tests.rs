@@ -1,5 +1,5 @@
 use super::*;
-use crate::tokenizer::{ByteStrings, Vocabulary};
+use crate::tokenizer::{ByteStrings, EncodeOptions, Vocabulary};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + \
                       '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}\
@@ -266,6 +266,15 @@ fn the_begin_token_is_not_doubled() {
 }
 
 #[test]
+fn messages_without_specials_encode_as_the_whole_text() {
+    let template = ChatTemplate::new(CHATML).unwrap();
+    let (tokenizer, messages) = (tokenizer(), [Message::system(" a\n"), Message::user("b <tool>")]);
+    let prompt = template.prompt(&messages, &options(), &tokenizer).unwrap();
+    let both = EncodeOptions { add_special: true, parse_special: true };
+    assert_eq!(tokenizer.encode_prompt(&prompt), tokenizer.encode(prompt.text(), both));
+}
+
+#[test]
 fn prompts_of_template_text() {
     let prompt = Prompt::from_template_text("<|im_start|>");
     assert_eq!(tokenizer().encode_prompt(&prompt), [130, 128]);
@@ -273,8 +282,8 @@ fn prompts_of_template_text() {
 }
 
 mod gguf {
-    use kiln_core::SharedBytes;
-    use kiln_format::{Gguf, GgufWriter};
+    use kiln::SharedBytes;
+    use kiln::format::{Gguf, GgufWriter};
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a vocabulary: errors that stop, warnings that are kept for the caller.
 
-use kiln_format::FormatError;
+use kiln::format::FormatError;
 use thiserror::Error;
 
 /// A vocabulary that cannot become a [`Tokenizer`](super::Tokenizer).

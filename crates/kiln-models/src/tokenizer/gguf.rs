@@ -1,6 +1,6 @@
 //! Vocabularies from GGUF metadata.
 
-use kiln_format::{Array, FormatError, Gguf, Metadata, Value};
+use kiln::format::{Array, FormatError, Gguf, Metadata, Value};
 
 use super::{ByteStrings, Tokenizer, TokenizerError, Vocabulary};
 

@@ -87,6 +87,9 @@ impl KnownTokens {
         let mut marks = Vec::new();
         let mut plamo = false;
         for (id, text) in (0u32..).zip(vocabulary.tokens.iter()) {
+            if !text.first().is_some_and(|first| FIRST_BYTES.contains(first)) {
+                continue;
+            }
             let is_one_of = |known: &[&str]| known.iter().any(|known| known.as_bytes() == text);
             if is_one_of(ENDS) || is_one_of(FILL_ENDS) {
                 ends.push((text, id));
@@ -101,26 +104,38 @@ impl KnownTokens {
             (has(b"<|return|>") && has(b"<|call|>")) || (has(b"<|calls|>") && has(b"<|flush|>"));
         // Here `</s>` is markup that the model may write.
         let s_is_markup = has(b"<|tool_response>") || plamo;
-        ends.retain(|&(text, id)| match text {
-            b"<|end|>" => !end_is_inner,
-            b"</s>" => !s_is_markup && !is_word(vocabulary, text, id),
-            _ => !is_word(vocabulary, text, id),
+        let is_normal = |id: u32| vocabulary.token_types.get(id as usize) == Some(&1);
+        let any_normal = ends.iter().any(|(_, id)| is_normal(*id));
+        let words = if any_normal { words_among_ends(vocabulary) } else { Vec::new() };
+        ends.retain(|(text, id)| match *text {
+            b"<|end|>" if end_is_inner => false,
+            b"</s>" if s_is_markup => false,
+            _ => !(is_normal(*id) && words.iter().any(|word| word.as_bytes() == *text)),
         });
         Self { ends: ends.into_iter().map(|(_, id)| id).collect(), marks }
     }
 }
 
-/// True for an ordinary token that merges form: text of this look occurred in the training text.
-fn is_word(vocabulary: &Vocabulary, text: &[u8], id: u32) -> bool {
-    vocabulary.token_types.get(id as usize) == Some(&1)
-        && vocabulary.merges.iter().any(|merge| {
-            merge.len() == text.len() + 1
-                && (1..text.len()).any(|cut| {
-                    merge[cut] == b' '
-                        && merge[..cut] == text[..cut]
-                        && merge[cut + 1..] == text[cut..]
-                })
-        })
+/// The first bytes of all texts above.
+const FIRST_BYTES: &[u8] = "<[_▁".as_bytes();
+
+/// The end texts that merges form: text of this look occurred in the training text, so that an
+/// ordinary token for it is a word.
+fn words_among_ends(vocabulary: &Vocabulary) -> Vec<&'static str> {
+    let forms = |merge: &[u8], text: &[u8]| {
+        merge.len() == text.len() + 1
+            && (1..text.len()).any(|cut| {
+                merge[cut] == b' ' && merge[..cut] == text[..cut] && merge[cut + 1..] == text[cut..]
+            })
+    };
+    let known = || ENDS.iter().chain(FILL_ENDS);
+    let mut words = Vec::new();
+    for merge in vocabulary.merges.iter() {
+        words.extend(known().filter(|text| forms(merge, text.as_bytes())));
+    }
+    words.sort_unstable();
+    words.dedup();
+    words
 }
 
 #[cfg(test)]

@@ -138,13 +138,11 @@ impl Tokenizer {
         ends.dedup();
 
         let special = SpecialTokens::new(&vocabulary.tokens, &kinds)?;
-        let alphabet = if sentence_piece || vocabulary.model == GEMMA4 {
-            Alphabet::Characters
-        } else {
-            Alphabet::Bytes
-        };
-        let tokens = Tokens::new(vocabulary.tokens, kinds, alphabet, ids.unk, &mut warnings);
         let pre = if vocabulary.model == GEMMA4 { Some(GEMMA4) } else { vocabulary.pre.as_deref() };
+        let gemma4 = !sentence_piece && pre == Some(GEMMA4);
+        let alphabet =
+            if sentence_piece || gemma4 { Alphabet::Characters } else { Alphabet::Bytes };
+        let tokens = Tokens::new(vocabulary.tokens, kinds, alphabet, ids.unk, &mut warnings);
         let algorithm = if sentence_piece {
             Algorithm::SentencePiece(Spm::new(&tokens, &vocabulary.scores))
         } else {
@@ -166,7 +164,8 @@ impl Tokenizer {
             Algorithm::BytePair(bpe) => bpe.pre.add_bos,
             Algorithm::SentencePiece(_) => true,
         };
-        let add_bos = vocabulary.add_bos.unwrap_or(add_bos_by_default);
+        // Files of this family say no where the model was trained with the token.
+        let add_bos = gemma4 || vocabulary.add_bos.unwrap_or(add_bos_by_default);
         let add_eos = vocabulary.add_eos.unwrap_or(false);
         for (key, asked, id) in [("bos", add_bos, ids.bos), ("eos", add_eos, ids.eos)] {
             if asked && id.is_none() {

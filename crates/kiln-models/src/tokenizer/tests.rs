@@ -436,8 +436,8 @@ fn legacy_end_tokens_are_only_assumed_where_they_can_be_meant() {
 }
 
 mod gguf {
-    use kiln_core::SharedBytes;
-    use kiln_format::{Gguf, GgufWriter, Value};
+    use kiln::SharedBytes;
+    use kiln::format::{Gguf, GgufWriter, Value};
 
     use super::*;
 

@@ -1,8 +1,9 @@
 //! Logits against those of transformers, for every architecture, device and cache type.
 
-use kiln::DType;
 use kiln::format::{GgmlType, Gguf, GgufWriter, Value};
+use kiln::ops::Precision;
 use kiln::quant::{dequantize_row, quantize_row};
+use kiln::{DType, PlanOptions};
 use kiln_models::{Model, Preflight, SessionOptions};
 
 use crate::support::{NAMES, devices, doctored, exact, expected, file, model, nmse, session};
@@ -126,6 +127,33 @@ fn quantised_weights_stand_for_their_values() {
                 let error = nmse(&blocks, &values);
                 assert!(error < 1e-9, "{} {name} {ggml_type}: NMSE {error:e}", device.name());
             }
+        }
+    }
+}
+
+#[test]
+fn fast_arithmetic_is_near_and_does_not_depend_on_chunks_or_fusion() {
+    for device in devices() {
+        for ggml_type in [GgmlType::Q8_0, GgmlType::Q4_0] {
+            let [file, _] = requantized("qwen2", ggml_type);
+            let (model, tokens) = (Model::load(&device, &file).unwrap(), expected("qwen2").tokens);
+            let exact = session(&model, exact()).logits_all(&tokens).unwrap();
+            let fast = SessionOptions { precision: Precision::Fast, ..crate::support::exact() };
+            let whole = session(&model, fast).logits_all(&tokens).unwrap();
+            let error = nmse(&whole, &exact);
+            println!("{} {ggml_type}: NMSE {error:.2e} of fast arithmetic", device.name());
+            assert!(error < 1e-3, "{} {ggml_type}: NMSE {error:e}", device.name());
+
+            let parts = session(&model, SessionOptions { chunk: 11, ..fast });
+            assert_eq!({ parts }.logits_all(&tokens).unwrap(), whole, "{}", device.name());
+            let steps = |fuse| {
+                let plan = PlanOptions { fuse, ..PlanOptions::default() };
+                let mut session = session(&model, SessionOptions { plan, ..fast });
+                session.prefill(&tokens).unwrap();
+                session.step().unwrap();
+                session.logits().unwrap()
+            };
+            assert_eq!(steps(true), steps(false), "{}", device.name());
         }
     }
 }

@@ -77,7 +77,12 @@ fn operand(cases: &mut Cases, variant: &Variant, p: &Program, role: Role, slot: 
     if let Some(shape) = Shape::from_slice(&other_rank) {
         // One more axis can also be another form of the operation, with other extents.
         let kinds = &[Kind::Rank, Kind::Extent, Kind::ExtentRule];
-        variant.add(cases, format!("{name} with another rank"), Flaw::Shape(slot, shape), (kinds, None));
+        variant.add(
+            cases,
+            format!("{name} with another rank"),
+            Flaw::Shape(slot, shape),
+            (kinds, None),
+        );
     }
     for axis in 0..extents.len() {
         let step = if axis + 1 == extents.len() { block } else { 1 };
@@ -140,7 +145,8 @@ fn alias(
         if shift >= a.shape.iter().product() {
             continue;
         }
-        let what = format!("{} shares memory with {}, {shift} values on", role.tensor, other_role.tensor);
+        let what =
+            format!("{} shares memory with {}, {shift} values on", role.tensor, other_role.tensor);
         let names = if other_role.access.writes() { None } else { names };
         variant.add(cases, what, Flaw::Alias(slot, other, shift), (&[Kind::Alias], names));
     }

@@ -53,7 +53,11 @@ fn parameters(cases: &mut Cases) {
     }
     for factor in [NAN, INF] {
         rule(cases, ("scale", format!("factor {factor}")), (PARAM, "factor"), move |p| {
-            Op::Scale(Scale { input: t(p, DType::F32, [3, 8]), output: t(p, DType::F32, [3, 8]), factor })
+            Op::Scale(Scale {
+                input: t(p, DType::F32, [3, 8]),
+                output: t(p, DType::F32, [3, 8]),
+                factor,
+            })
         });
         rule(cases, ("embed", format!("scale {factor}")), (PARAM, "scale"), move |p| {
             Op::Embed(Embed { scale: factor, ..embed(p) })
@@ -244,10 +248,15 @@ fn cached(cases: &mut Cases, rule_kind: &'static [Kind]) {
             Op::CachedAttention(change(p, op))
         });
     }
-    rule(cases, ("kv_append", "a cache of 4-bit blocks".to_owned()), (&[Kind::DType], "cache"), |p| {
-        let cache = t(p, DType::Q4_0, [2, 7, 32]);
-        Op::KvAppend(KvAppend { cache, ..kv_append(p) })
-    });
+    rule(
+        cases,
+        ("kv_append", "a cache of 4-bit blocks".to_owned()),
+        (&[Kind::DType], "cache"),
+        |p| {
+            let cache = t(p, DType::Q4_0, [2, 7, 32]);
+            Op::KvAppend(KvAppend { cache, ..kv_append(p) })
+        },
+    );
 }
 
 /// Weights with gaps, and operands that overlap in part.
@@ -322,7 +331,9 @@ fn sampling(cases: &mut Cases) {
         let [ids, weights] = [DType::U32, DType::F32].map(|dtype| t(p, dtype, [3, 9]));
         Op::MoeRoute(MoeRoute { ids, weights, ..moe_route(p) })
     });
-    for (input, output) in [(DType::F32, DType::U32), (DType::U32, DType::F32), (DType::U8, DType::U32)] {
+    for (input, output) in
+        [(DType::F32, DType::U32), (DType::U32, DType::F32), (DType::U8, DType::U32)]
+    {
         let kinds: &[Kind] = &[Kind::DType, Kind::DTypeLike];
         rule(cases, ("copy", format!("{input} to {output}")), (kinds, "output"), move |p| {
             Op::Copy(Copy { input: t(p, input, [3, 8]), output: t(p, output, [3, 8]) })

@@ -162,8 +162,20 @@ pub(super) const ALL: &[Valid] = &[
     |p| Op::CachedAttention(cached_attention(p)),
     |p| Op::KvAppend(kv_append(p)),
     |p| Op::Embed(embed(p)),
-    |p| Op::GeluMul(GeluMul { gate: t(p, F32, [3, 8]), up: t(p, F32, [3, 8]), output: t(p, F32, [3, 8]) }),
-    |p| Op::SiluMul(SiluMul { gate: t(p, F32, [3, 8]), up: t(p, F32, [3, 8]), output: t(p, F32, [3, 8]) }),
+    |p| {
+        Op::GeluMul(GeluMul {
+            gate: t(p, F32, [3, 8]),
+            up: t(p, F32, [3, 8]),
+            output: t(p, F32, [3, 8]),
+        })
+    },
+    |p| {
+        Op::SiluMul(SiluMul {
+            gate: t(p, F32, [3, 8]),
+            up: t(p, F32, [3, 8]),
+            output: t(p, F32, [3, 8]),
+        })
+    },
     |p| Op::Add(Add { a: t(p, F32, [3, 8]), b: t(p, F32, [3, 8]), output: t(p, F32, [3, 8]) }),
     |p| Op::Add(Add { a: t(p, F32, [3, 8]), b: t(p, F32, [8]), output: t(p, F32, [3, 8]) }),
     |p| Op::Mul(Mul { a: t(p, F32, [3, 8]), b: t(p, F32, [3, 8]), output: t(p, F32, [3, 8]) }),

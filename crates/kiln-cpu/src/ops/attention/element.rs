@@ -1,7 +1,6 @@
 //! Element types of queries, keys and values.
 
 use crate::isa::{LANES, Simd};
-use std::marker::PhantomData;
 
 /// How 16 neighbours of a row become f32.
 pub(super) trait Element: 'static {
@@ -76,20 +75,48 @@ impl Element for Q8_0 {
     }
 }
 
-/// The last 8 values of rows that do not end with a whole vector.
-pub(super) struct Half<E>(PhantomData<E>);
-
-impl<E: Element> Element for Half<E> {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
+/// Converts a row of `dim` values; zeros follow up to a whole vector. Returns what differs from zero
+/// in some lane where a value is not finite.
+///
+/// # Safety
+/// The row is there, and room for whole vectors.
+#[inline(always)]
+pub(super) unsafe fn convert<S: Simd, E: Element>(
+    s: S,
+    row: *const u8,
+    dim: usize,
+    to: *mut f32,
+) -> S::F {
+    let mut nan = s.splat(0.0);
+    for vector in 0..dim.div_ceil(LANES) {
         // SAFETY: by the contract.
-        unsafe { E::load_half(s, row, index) }
+        unsafe {
+            let v = load_part::<S, E>(s, row, dim, vector);
+            s.store(to.add(vector * LANES), v);
+            nan = s.add(nan, s.sub(v, v));
+        }
     }
+    nan
+}
 
-    #[inline(always)]
-    unsafe fn load_half<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
-        // SAFETY: by the contract.
-        unsafe { E::load_half(s, row, index) }
+/// Vector `vector` of a row of `dim` values, the last one with zeros behind them.
+///
+/// # Safety
+/// The row is there and has some of these values.
+#[inline(always)]
+pub(super) unsafe fn load_part<S: Simd, E: Element>(
+    s: S,
+    row: *const u8,
+    dim: usize,
+    vector: usize,
+) -> S::F {
+    // SAFETY: by the contract.
+    unsafe {
+        if dim - vector * LANES < LANES {
+            E::load_half(s, row, vector)
+        } else {
+            E::load(s, row, vector)
+        }
     }
 }
 

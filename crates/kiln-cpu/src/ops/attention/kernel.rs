@@ -1,6 +1,6 @@
 //! Register-blocked products: weights or queries times rows of 16-lane vectors, and dot products.
 
-use super::element::{Element, Half};
+use super::element::Element;
 use crate::isa::{LANES, Simd};
 use std::ops::Range;
 
@@ -28,32 +28,10 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Computes `columns`, a multiple of 8 of them; half a vector more of `c` is written where they
-    /// end with half a vector.
-    ///
-    /// # Safety
-    /// The matrices are there, `b` of type `E`, and `c` is the caller's alone.
-    #[inline(always)]
-    pub(super) unsafe fn columns<S: Simd, E: Element, const R: usize>(
-        &self,
-        s: S,
-        columns: usize,
-        factors: Option<&[f32; R]>,
-    ) {
-        let whole = columns / LANES;
-        // SAFETY: by the contract.
-        unsafe {
-            self.vectors::<S, E, R>(s, 0..whole, factors);
-            if !columns.is_multiple_of(LANES) {
-                self.block::<S, Half<E>, R, 1>(s, whole, factors);
-            }
-        }
-    }
-
     /// Computes the columns of `vectors`.
     ///
     /// # Safety
-    /// As [`Product::columns`].
+    /// The matrices are there, `b` of type `E`, and `c` is the caller's alone.
     #[inline(always)]
     pub(super) unsafe fn vectors<S: Simd, E: Element, const R: usize>(
         &self,
@@ -61,22 +39,61 @@ impl Product {
         vectors: Range<usize>,
         factors: Option<&[f32; R]>,
     ) {
-        // SAFETY: by the contract.
-        unsafe {
-            if const { wide::<S>() } {
-                let mut at = vectors.start;
-                while at < vectors.end {
-                    at += match vectors.end - at {
+        let mut at = vectors.start;
+        while at < vectors.end {
+            // SAFETY: by the contract.
+            at += unsafe {
+                if const { wide::<S>() } {
+                    match vectors.end - at {
                         1 => self.block::<S, E, R, 1>(s, at, factors),
                         2 => self.block::<S, E, R, 2>(s, at, factors),
                         3 | 5 => self.block::<S, E, R, 3>(s, at, factors),
                         _ => self.block::<S, E, R, 4>(s, at, factors),
-                    };
+                    }
+                } else {
+                    self.block::<S, E, R, 1>(s, at, factors)
                 }
-            } else {
-                for at in vectors {
-                    self.block::<S, E, R, 1>(s, at, factors);
+            };
+        }
+    }
+
+    /// Most rows of [`Product::few_rows`].
+    pub(super) const FEW: usize = 4;
+
+    /// Adds the product of the first `rows` rows, up to [`Product::FEW`], to `c`, of `vectors`
+    /// vectors.
+    ///
+    /// # Safety
+    /// As [`Product::vectors`].
+    #[inline(always)]
+    pub(super) unsafe fn few_rows<S: Simd, E: Element>(&self, s: S, rows: usize, vectors: usize) {
+        let mut at = 0;
+        while at < vectors {
+            // SAFETY: by the contract.
+            at += unsafe {
+                if const { wide::<S>() } && vectors - at >= 4 {
+                    self.few_rows_block::<S, E, 4>(s, rows, at)
+                } else {
+                    self.few_rows_block::<S, E, 1>(s, rows, at)
                 }
+            };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn few_rows_block<S: Simd, E: Element, const C: usize>(
+        &self,
+        s: S,
+        rows: usize,
+        first: usize,
+    ) -> usize {
+        // SAFETY: by the contract of `few_rows`.
+        unsafe {
+            match rows {
+                1 => self.block::<S, E, 1, C>(s, first, Some(&[1.0; 1])),
+                2 => self.block::<S, E, 2, C>(s, first, Some(&[1.0; 2])),
+                3 => self.block::<S, E, 3, C>(s, first, Some(&[1.0; 3])),
+                _ => self.block::<S, E, 4, C>(s, first, Some(&[1.0; 4])),
             }
         }
     }
@@ -126,24 +143,23 @@ impl Product {
     }
 }
 
-/// `sums = sums + weight row`, vectors of a row of some element type with `dim` values.
+/// `sums = sums + weight row`, of whole vectors of f32.
 ///
 /// # Safety
-/// The row and the sums, up to a whole vector, are there; the sums are the caller's alone.
+/// They are there; the sums are the caller's alone.
 #[inline(always)]
-pub(super) unsafe fn add_row<S: Simd, E: Element>(
+pub(super) unsafe fn add_row<S: Simd>(
     s: S,
     weight: f32,
-    row: *const u8,
-    dim: usize,
+    row: *const f32,
     sums: *mut f32,
+    vectors: usize,
 ) {
-    for vector in 0..dim.div_ceil(LANES) {
+    for vector in 0..vectors {
         // SAFETY: by the contract.
         unsafe {
-            let half = dim - vector * LANES < LANES;
-            let v = if half { E::load_half(s, row, vector) } else { E::load(s, row, vector) };
             let to = sums.add(vector * LANES);
+            let v = s.load(row.add(vector * LANES));
             s.store(to, s.fma(s.splat(weight), v, s.load(to)));
         }
     }
@@ -152,16 +168,17 @@ pub(super) unsafe fn add_row<S: Simd, E: Element>(
 /// Queries and a run of keys, neighbours in memory.
 #[derive(Clone, Copy)]
 pub(super) struct Scores {
-    /// `[R][dim]`, zeros up to whole vectors.
+    /// `[R][vectors]`
     pub(super) q: *const f32,
     /// Values between queries.
     pub(super) q_stride: usize,
-    /// `[count][dim]` of some element type.
+    /// `[count][vectors]` of some element type.
     pub(super) k: *const u8,
     /// Bytes between keys.
     pub(super) k_stride: usize,
     pub(super) count: usize,
-    pub(super) dim: usize,
+    /// Vectors of a query and a key.
+    pub(super) vectors: usize,
     /// `[R][count]`, with room for 16 more in each row.
     pub(super) scores: *mut f32,
     /// Values between rows of `scores`.
@@ -237,11 +254,13 @@ impl Scores {
         keys: [*const u8; J],
     ) -> [[S::F; J]; R] {
         let mut sums = [[s.splat(0.0); J]; R];
-        let whole = self.dim / LANES;
         // SAFETY: vectors of whole rows, by the contract.
         unsafe {
-            for vector in 0..whole {
-                let q = self.queries::<S, R>(s, vector);
+            for vector in 0..self.vectors {
+                let mut q = [s.splat(0.0); R];
+                for (r, q) in q.iter_mut().enumerate() {
+                    *q = s.load(self.q.add(r * self.q_stride + vector * LANES));
+                }
                 for (j, key) in keys.iter().enumerate() {
                     let k = E::load(s, *key, vector);
                     for (sums, q) in sums.iter_mut().zip(q) {
@@ -249,26 +268,7 @@ impl Scores {
                     }
                 }
             }
-            if !self.dim.is_multiple_of(LANES) {
-                let q = self.queries::<S, R>(s, whole);
-                for (j, key) in keys.iter().enumerate() {
-                    let k = E::load_half(s, *key, whole);
-                    for (sums, q) in sums.iter_mut().zip(q) {
-                        sums[j] = s.fma(k, q, sums[j]);
-                    }
-                }
-            }
         }
         sums
-    }
-
-    #[inline(always)]
-    unsafe fn queries<S: Simd, const R: usize>(&self, s: S, vector: usize) -> [S::F; R] {
-        let mut q = [s.splat(0.0); R];
-        for (r, q) in q.iter_mut().enumerate() {
-            // SAFETY: by the contract of `compute`.
-            *q = unsafe { s.load(self.q.add(r * self.q_stride + vector * LANES)) };
-        }
-        q
     }
 }

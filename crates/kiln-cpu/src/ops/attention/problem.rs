@@ -1,6 +1,6 @@
 //! What the routes compute: operands, positions and which keys a query sees.
 
-use super::element::{Element, with_element};
+use super::element::{load_part, with_element};
 use super::mask::Mask;
 use crate::isa::{LANES, Simd};
 use crate::ops::values;
@@ -131,17 +131,11 @@ impl Span {
         if position < self.slots { position } else { position % self.slots }
     }
 
-    /// Calls `f` with runs of `keys` that are neighbours in memory: their positions and the first's
-    /// slot.
+    /// Runs of `keys`, not more than there are slots, that are neighbours in memory.
     #[inline(always)]
-    pub(super) fn runs(&self, keys: Range<usize>, mut f: impl FnMut(Range<usize>, usize)) {
-        let mut at = keys.start;
-        while at < keys.end {
-            let slot = self.slot(at);
-            let end = keys.end.min(at + (self.slots - slot));
-            f(at..end, slot);
-            at = end;
-        }
+    pub(super) fn runs(&self, keys: Range<usize>) -> [Range<usize>; 2] {
+        let turn = keys.end.min(keys.start + (self.slots - self.slot(keys.start)));
+        [keys.start..turn, turn..keys.end]
     }
 }
 
@@ -219,14 +213,11 @@ impl Problem {
         let scale = s.splat(self.scale / self.softcap.unwrap_or(1.0));
         let (from, dim) = (self.q.row(row).cast_const(), self.q.dim);
         with_element!(self.q.dtype, E => {
-            // SAFETY: vectors inside the row; the type is matched.
-            unsafe {
-                for vector in 0..dim / LANES {
-                    s.store(to.add(vector * LANES), s.mul(E::load(s, from, vector), scale));
-                }
-                if !dim.is_multiple_of(LANES) {
-                    let last = dim / LANES;
-                    s.store(to.add(last * LANES), s.mul(E::load_half(s, from, last), scale));
+            for vector in 0..dim.div_ceil(LANES) {
+                // SAFETY: vectors of the row; the type is matched.
+                unsafe {
+                    let q = load_part::<S, E>(s, from, dim, vector);
+                    s.store(to.add(vector * LANES), s.mul(q, scale));
                 }
             }
         });

@@ -4,13 +4,14 @@
 //! gives every row a record; whoever finishes the last range of a head merges the records in the
 //! order of the ranges, so that neither threads nor the other rows of the call show in the bits.
 
-use super::element::{Element, with_element};
+use super::element::{F16, F32, convert, with_element};
 use super::kernel::{Product, Scores, add_row};
-use super::problem::{Keys, Problem, Span};
+use super::problem::{Keys, Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp1, largest, normalizer, soft_cap, weights};
 use crate::exec::{Lowering, Tasks};
 use crate::isa::{LANES, Simd, with_simd};
 use crate::threads::Scratch;
+use kiln_core::DType;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,6 +21,9 @@ const MAX_RANGES: usize = 256;
 
 /// Tasks that even out differences between threads.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Keys that are converted at once: they stay in the nearest cache.
+const PIECE: usize = 64;
 
 /// Floats of a record before its values: the maximum, the sum, and what keeps the values aligned.
 const HEADER: usize = LANES;
@@ -85,7 +89,7 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
             // sees those of the others through the counter.
             unsafe {
                 with_simd!(isa, s => s.run(#[inline(always)] || {
-                    with_element!(problem.k.dtype, E => part.compute::<_, E>(s, keys.clone(), own));
+                    part.compute(s, keys.clone(), own);
                 }));
                 if done[head].fetch_add(1, Ordering::AcqRel) + 1 == ranges.len() {
                     done[head].store(0, Ordering::Relaxed);
@@ -117,12 +121,16 @@ struct Part<'a> {
     head: usize,
     /// Position of the first score.
     base: usize,
+    /// Whether the kernels read the cache itself: whole vectors of f16 or f32.
+    direct: bool,
     /// `[rows][padded]`, scaled.
     q: &'a mut [f32],
     /// `[rows][stride]`, scores and then weights.
     scores: &'a mut [f32],
     /// Floats between rows of `scores`.
     stride: usize,
+    /// `[PIECE][padded]`, keys or values.
+    converted: &'a mut [f32],
     /// `[rows][record]`, where no workspace is needed.
     records: &'a mut [f32],
     /// `[padded]`
@@ -138,62 +146,122 @@ impl<'a> Part<'a> {
         scratch: &'a mut Scratch,
     ) -> Self {
         let (rows, padded) = (problem.rows(), problem.padded());
+        let plain = matches!(problem.k.dtype, DType::F16 | DType::F32);
         // A vector more than the keys: dot products come in vectors.
         let stride = positions.len().next_multiple_of(LANES) + LANES;
-        let lens = [rows * padded, rows * stride, rows * (HEADER + padded), padded];
-        let [q, scores, records, row] = scratch.floats(lens);
-        Self { problem, span, head, base: positions.start, q, scores, stride, records, row }
+        let records = rows * (HEADER + padded);
+        let lens = [rows * padded, rows * stride, PIECE * padded, records, padded];
+        let [q, scores, converted, records, row] = scratch.floats(lens);
+        Self {
+            problem,
+            span,
+            head,
+            base: positions.start,
+            direct: plain && problem.q.dim == padded,
+            q,
+            scores,
+            stride,
+            converted,
+            records,
+            row,
+        }
     }
 
     /// Writes the records of all rows over `keys`.
     ///
     /// # Safety
-    /// The keys exist and are of type `E`, nobody writes the operands meanwhile, and the records are
-    /// the caller's alone.
+    /// The keys exist, nobody writes the operands meanwhile, and the records are the caller's alone.
     #[inline(always)]
-    unsafe fn compute<S: Simd, E: Element>(&mut self, s: S, keys: Range<usize>, records: *mut f32) {
-        let (problem, padded) = (self.problem, self.problem.padded());
-        for (row, q) in self.q.chunks_exact_mut(padded).enumerate() {
+    unsafe fn compute<S: Simd>(&mut self, s: S, keys: Range<usize>, records: *mut f32) {
+        let problem = self.problem;
+        for (row, q) in self.q.chunks_exact_mut(problem.padded()).enumerate() {
             let [token, head] = problem.token_and_head(self.head, row);
             // SAFETY: rows of the problem and of the scratch.
             unsafe { problem.load_query(s, [0, head, token], q.as_mut_ptr()) };
         }
+        let record = HEADER + problem.padded();
         // SAFETY: by the contract.
         unsafe {
-            self.score::<S, E>(s, keys.clone());
-            for row in 0..problem.rows() {
-                self.weigh(s, row, keys.clone(), records.add(row * (HEADER + padded)));
+            for piece in self.pieces(keys.clone()) {
+                self.score(s, piece);
             }
-            self.sum::<S, E>(s, keys, records);
+            for row in 0..problem.rows() {
+                self.weigh(s, row, keys.clone(), records.add(row * record));
+            }
+            for piece in self.pieces(keys.clone()) {
+                self.sum(s, piece, records.add(HEADER));
+            }
+            for row in 0..problem.rows() {
+                self.repair(s, row, keys.clone(), records.add(row * record + HEADER));
+            }
         }
     }
 
-    /// Dot products of all rows with the keys.
+    /// Keys of one call of the kernels each.
     #[inline(always)]
-    unsafe fn score<S: Simd, E: Element>(&mut self, s: S, keys: Range<usize>) {
-        let (problem, padded, stride) = (self.problem, self.problem.padded(), self.stride);
-        let rows = problem.rows();
-        for first in (0..rows).step_by(Scores::ROWS) {
-            let q = self.q[first * padded..].as_ptr();
-            let scores = self.scores[first * stride..].as_mut_ptr();
-            self.span.runs(keys.clone(), |run, slot| {
+    fn pieces(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let most = if self.direct { usize::MAX } else { PIECE };
+        let runs = self.span.runs(keys).into_iter();
+        runs.flat_map(move |run| {
+            let starts = run.clone().step_by(most);
+            starts.map(move |start| start..run.end.min(start.saturating_add(most)))
+        })
+    }
+
+    /// Whether the kernels read f16.
+    #[inline(always)]
+    fn halves(&self) -> bool {
+        self.direct && self.problem.k.dtype == DType::F16
+    }
+
+    /// Address and stride in bytes of keys or values, converted where they must be.
+    #[inline(always)]
+    unsafe fn source<S: Simd>(&mut self, s: S, rows: Rows, piece: Range<usize>) -> (*const u8, usize) {
+        let from = rows.row([0, self.head, self.span.slot(piece.start)]).cast_const();
+        if self.direct {
+            return (from, rows.stride());
+        }
+        let padded = self.problem.padded();
+        with_element!(rows.dtype, E => {
+            for (index, to) in self.converted.chunks_exact_mut(padded).enumerate().take(piece.len()) {
+                let from = from.wrapping_add(index * rows.stride());
+                // SAFETY: a row that exists; the slice is as long as its vectors.
+                unsafe { convert::<S, E>(s, from, rows.dim, to.as_mut_ptr()) };
+            }
+        });
+        (self.converted.as_ptr().cast(), padded * size_of::<f32>())
+    }
+
+    /// Dot products of all rows with the keys of a piece.
+    #[inline(always)]
+    unsafe fn score<S: Simd>(&mut self, s: S, piece: Range<usize>) {
+        let (problem, padded) = (self.problem, self.problem.padded());
+        // SAFETY: keys that exist, and scratch with a vector of room behind the scores.
+        unsafe {
+            let (k, k_stride) = self.source(s, problem.k, piece.clone());
+            for first in (0..problem.rows()).step_by(Scores::ROWS) {
+                let scores = &mut self.scores[first * self.stride + piece.start - self.base..];
                 let scores = Scores {
-                    q,
+                    q: self.q[first * padded..].as_ptr(),
                     q_stride: padded,
-                    k: problem.k.row([0, self.head, slot]),
-                    k_stride: problem.k.stride(),
-                    count: run.len(),
-                    dim: problem.q.dim,
-                    scores: scores.wrapping_add(run.start - self.base),
-                    stride,
+                    k,
+                    k_stride,
+                    count: piece.len(),
+                    vectors: padded / LANES,
+                    scores: scores.as_mut_ptr(),
+                    stride: self.stride,
                 };
-                // SAFETY: keys that exist, and scratch with a vector of room behind them.
-                unsafe { scores.compute::<S, E>(s, (rows - first).min(Scores::ROWS)) };
-            });
+                let rows = problem.rows() - first;
+                if self.halves() {
+                    scores.compute::<S, F16>(s, rows);
+                } else {
+                    scores.compute::<S, F32>(s, rows);
+                }
+            }
         }
     }
 
-    /// Scores of a row to weights, with their maximum and sum in its record.
+    /// Scores of a row to weights; their maximum, their sum and zeros to its record.
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&mut self, s: S, row: usize, keys: Range<usize>, record: *mut f32) {
         let problem = self.problem;
@@ -213,97 +281,65 @@ impl<'a> Part<'a> {
             let sum = weights(s, max, s.splat(0.0), scores.as_mut_ptr(), vectors);
             *record = max;
             *record.add(1) = s.sum(sum);
-        }
-    }
-
-    /// Weighted sums of the values of all rows.
-    #[inline(always)]
-    unsafe fn sum<S: Simd, E: Element>(&self, s: S, keys: Range<usize>, records: *mut f32) {
-        let rows = self.problem.rows();
-        let record = HEADER + self.problem.padded();
-        let mut first = 0;
-        while first < rows {
-            // SAFETY: by the caller.
-            first += unsafe {
-                let sums = records.add(first * record + HEADER);
-                match rows - first {
-                    1 => self.sum_rows::<S, E, 1>(s, first, keys.clone(), sums),
-                    2 => self.sum_rows::<S, E, 2>(s, first, keys.clone(), sums),
-                    3 => self.sum_rows::<S, E, 3>(s, first, keys.clone(), sums),
-                    _ => self.sum_rows::<S, E, 4>(s, first, keys.clone(), sums),
-                }
-            };
-        }
-    }
-
-    /// Weighted sums of `R` rows from `first`; returns `R`.
-    #[inline(always)]
-    unsafe fn sum_rows<S: Simd, E: Element, const R: usize>(
-        &self,
-        s: S,
-        first: usize,
-        keys: Range<usize>,
-        sums: *mut f32,
-    ) -> usize {
-        let padded = self.problem.padded();
-        let record = HEADER + padded;
-        let start = keys.start;
-        self.span.runs(keys.clone(), |run, slot| {
-            let factors = [1.0; R];
-            let product = Product {
-                a: self.scores[first * self.stride + run.start - self.base..].as_ptr(),
-                a_stride: self.stride,
-                b: self.problem.v.row([0, self.head, slot]),
-                b_stride: self.problem.v.stride(),
-                depth: run.len(),
-                c: sums,
-                c_stride: record,
-            };
-            // SAFETY: weights of the scratch, values that exist, records of the caller.
-            unsafe {
-                let factors = (run.start != start).then_some(&factors);
-                product.columns::<S, E, R>(s, self.problem.q.dim, factors);
+            for vector in 0..problem.padded() / LANES {
+                s.store(record.add(HEADER + vector * LANES), s.splat(0.0));
             }
-        });
-        for r in 0..R {
-            // SAFETY: the vectors of the record.
-            unsafe {
-                let sums = sums.add(r * record);
-                let mut nan = s.splat(0.0);
-                for vector in 0..padded / LANES {
-                    let v = s.load(sums.add(vector * LANES));
-                    nan = s.add(nan, s.sub(v, v));
-                }
-                if s.sum(nan) != 0.0 {
-                    self.sum_visible::<S, E>(s, first + r, keys.clone(), sums);
+        }
+    }
+
+    /// Adds the values of a piece to the sums of all rows.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&mut self, s: S, piece: Range<usize>, sums: *mut f32) {
+        let (rows, padded) = (self.problem.rows(), self.problem.padded());
+        let (record, vectors) = (HEADER + padded, padded / LANES);
+        // SAFETY: weights of the scratch, values that exist, records of the caller.
+        unsafe {
+            let (b, b_stride) = self.source(s, self.problem.v, piece.clone());
+            for first in (0..rows).step_by(Product::FEW) {
+                let product = Product {
+                    a: self.scores[first * self.stride + piece.start - self.base..].as_ptr(),
+                    a_stride: self.stride,
+                    b,
+                    b_stride,
+                    depth: piece.len(),
+                    c: sums.add(first * record),
+                    c_stride: record,
+                };
+                if self.halves() {
+                    product.few_rows::<S, F16>(s, rows - first, vectors);
+                } else {
+                    product.few_rows::<S, F32>(s, rows - first, vectors);
                 }
             }
         }
-        R
     }
 
-    /// The weighted sum of a row where some value is not finite: a value that the row does not see
+    /// Computes the sums of a row again where some are not finite: a value that the row does not see
     /// must not reach it.
     #[inline(always)]
-    unsafe fn sum_visible<S: Simd, E: Element>(
-        &self,
-        s: S,
-        row: usize,
-        keys: Range<usize>,
-        sums: *mut f32,
-    ) {
+    unsafe fn repair<S: Simd>(&mut self, s: S, row: usize, keys: Range<usize>, sums: *mut f32) {
         let problem = self.problem;
-        let weights = &self.scores[row * self.stride..][..self.stride];
+        let vectors = problem.padded() / LANES;
         // SAFETY: the vectors of a record, and values that exist.
         unsafe {
-            for vector in 0..problem.padded() / LANES {
+            let mut nan = s.splat(0.0);
+            for vector in 0..vectors {
+                let v = s.load(sums.add(vector * LANES));
+                nan = s.add(nan, s.sub(v, v));
+            }
+            if s.sum(nan) == 0.0 {
+                return;
+            }
+            for vector in 0..vectors {
                 s.store(sums.add(vector * LANES), s.splat(0.0));
             }
             for key in keys {
-                let weight = weights[key - self.base];
-                let from = problem.v.row([0, self.head, self.span.slot(key)]);
+                let weight = self.scores[row * self.stride + key - self.base];
+                let from = problem.v.row([0, self.head, self.span.slot(key)]).cast_const();
                 if weight != 0.0 {
-                    add_row::<S, E>(s, weight, from, problem.v.dim, sums);
+                    let to = self.row.as_mut_ptr();
+                    with_element!(problem.v.dtype, E => convert::<S, E>(s, from, problem.v.dim, to));
+                    add_row(s, weight, to, sums, vectors);
                 }
             }
         }
@@ -328,7 +364,8 @@ impl<'a> Part<'a> {
                 for range in 0..records.count {
                     let factor = exp1(s, *of(range) - max);
                     sum = s.fma1(*of(range).add(1), factor, sum);
-                    add_scaled(s, self.row, of(range).add(HEADER), factor);
+                    let sums = of(range).add(HEADER);
+                    add_row(s, factor, sums, self.row.as_mut_ptr(), padded / LANES);
                 }
                 let factor = normalizer(s, max, sum, problem.sink(head));
                 for vector in self.row.chunks_exact_mut(LANES) {
@@ -337,21 +374,6 @@ impl<'a> Part<'a> {
                 }
                 problem.output.store([0, head, token], self.row);
             }
-        }
-    }
-}
-
-/// `row = row + factor x`
-///
-/// # Safety
-/// As many values at `x`; whole vectors.
-#[inline(always)]
-unsafe fn add_scaled<S: Simd>(s: S, row: &mut [f32], x: *const f32, factor: f32) {
-    for (vector, row) in row.chunks_exact_mut(LANES).enumerate() {
-        // SAFETY: by the contract.
-        unsafe {
-            let x = s.load(x.add(vector * LANES));
-            s.store(row.as_mut_ptr(), s.fma(x, s.splat(factor), s.load(row.as_ptr())));
         }
     }
 }

@@ -102,14 +102,15 @@ fn run(device: &Device, ops: Vec<Op<Tensor>>) {
     rec.finish().unwrap().run().unwrap();
 }
 
-/// Compares with the reference: `tolerance` is for f32, 16-bit types add a rounding of their own.
+/// Compares with the reference: `tolerance` is for f32; rounding to a 16-bit type can end on either
+/// side of a tie.
 #[track_caller]
 fn assert_close(got: &Tensor, expected: &[f64], tolerance: f64, what: &str) {
     let unit = got.dtype().unit_roundoff().unwrap();
     let largest = expected.iter().filter(|x| !x.is_nan()).fold(0.0f64, |max, x| max.max(x.abs()));
     for (index, (got, expected)) in values(got).iter().zip(expected).enumerate() {
         let close = (got.is_nan() && expected.is_nan())
-            || (got - expected).abs() <= tolerance * largest + 1.01 * unit * expected.abs();
+            || (got - expected).abs() <= tolerance * largest + 2.02 * unit * expected.abs();
         assert!(close, "{what}: value {index}: {got}, expected {expected}");
         assert!(*expected != 0.0 || *got == 0.0, "{what}: value {index}: {got}, expected 0");
     }
@@ -186,7 +187,7 @@ impl Cached {
                     kv_len: &kv_len,
                     sinks: self.sinks.then_some(&sinks),
                     output: &output,
-                    scale: 0.7,
+                    scale: 2.8 / (dim as f32).sqrt(),
                     window: self.window,
                     softcap: self.softcap,
                     ring: self.ring,
@@ -504,7 +505,7 @@ impl Flash {
                 sinks: self.sinks.then_some(&sinks),
                 output: &output,
                 layout: self.layout,
-                scale: 0.4,
+                scale: 2.0 / (dim as f32).sqrt(),
                 causal: self.causal,
                 window: self.window,
                 softcap: self.softcap,
@@ -580,16 +581,11 @@ fn flash_dimensions_and_types() {
 fn flash_options() {
     let devices = every_set(2);
     for window in [None, Some(1), Some(40)] {
-        for q_offset in [None, Some(0), Some(33), Some(120), Some(usize::MAX)] {
+        for q_offset in [None, Some(0), Some(33), Some(120)] {
             for causal in [false, true] {
                 for (softcap, sinks) in [(None, false), (Some(0.8), true), (None, true)] {
                     let case = Flash { window, q_offset, causal, softcap, sinks, ..FLASH };
-                    if q_offset == Some(usize::MAX) {
-                        // The reference counts past the last position.
-                        case.run(&devices[0]);
-                    } else {
-                        case.check(&devices);
-                    }
+                    case.check(&devices);
                 }
             }
         }

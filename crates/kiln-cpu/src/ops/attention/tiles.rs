@@ -4,7 +4,7 @@
 //! of their length, and a tile or a part of one that a row does not see leaves the bits of the row
 //! as they are: the result of a row does not depend on the other rows of the call.
 
-use super::element::{Element, F32, with_element};
+use super::element::{Element, F32, convert, load_part, with_element};
 use super::kernel::{Product, add_row};
 use super::mask::Class;
 use super::problem::{Problem, Rows, Span};
@@ -191,14 +191,11 @@ impl<'a> Tile<'a> {
                 *from = keys.contains(&(first + i)).then(|| self.at(&rows, first + i));
             }
             for part in 0..rows.dim.div_ceil(LANES) {
-                let half = rows.dim - part * LANES < LANES;
                 let mut block = [s.splat(0.0); LANES];
                 for (block, from) in block.iter_mut().zip(from) {
                     let Some(from) = from else { continue };
                     // SAFETY: a part of a row that exists.
-                    *block = unsafe {
-                        if half { E::load_half(s, from, part) } else { E::load(s, from, part) }
-                    };
+                    *block = unsafe { load_part::<S, E>(s, from, rows.dim, part) };
                 }
                 let to = &mut self.k[part * LANES * KEYS..][..LANES * KEYS];
                 for (to, column) in to.chunks_exact_mut(KEYS).zip(s.transpose(block)) {
@@ -223,15 +220,9 @@ impl<'a> Tile<'a> {
         for key in keys {
             let from = self.at(&rows, key);
             let to = &mut self.v[(key - base) * padded..][..padded];
-            for (part, to) in to.chunks_exact_mut(LANES).enumerate() {
-                let half = rows.dim - part * LANES < LANES;
-                // SAFETY: a part of a row that exists; the slice has 16 values.
-                unsafe {
-                    let v = if half { E::load_half(s, from, part) } else { E::load(s, from, part) };
-                    s.store(to.as_mut_ptr(), v);
-                    nan = s.add(nan, s.sub(v, v));
-                }
-            }
+            // SAFETY: a row that exists; the slice is as long as its vectors.
+            let row = unsafe { convert::<S, E>(s, from, rows.dim, to.as_mut_ptr()) };
+            nan = s.add(nan, row);
         }
         s.sum(nan) == 0.0
     }
@@ -350,19 +341,20 @@ impl<'a> Tile<'a> {
     /// not see must not reach it.
     #[inline(always)]
     unsafe fn add_visible<S: Simd>(&self, s: S, all: Product, factors: &[f32; ROWS]) {
-        let padded = self.problem.padded();
+        let vectors = self.problem.padded() / LANES;
         for (r, factor) in factors.iter().enumerate() {
             // SAFETY: parts of the matrices of the product.
             unsafe {
                 let sums = all.c.add(r * all.c_stride);
-                for vector in 0..padded / LANES {
+                for vector in 0..vectors {
                     let to = sums.add(vector * LANES);
                     s.store(to, s.mul(s.load(to), s.splat(*factor)));
                 }
                 for key in 0..all.depth {
                     let weight = *all.a.add(r * all.a_stride + key);
                     if weight != 0.0 {
-                        add_row::<S, F32>(s, weight, all.b.add(key * all.b_stride), padded, sums);
+                        let row = all.b.add(key * all.b_stride).cast();
+                        add_row(s, weight, row, sums, vectors);
                     }
                 }
             }
