@@ -250,11 +250,13 @@ impl ChatTemplate {
     /// [`Tokenizer::encode_prompt`]: special tokens in the text of a message stay text.
     ///
     /// The template runs a second time with marks around each message. Where the marks change what
-    /// it does, they are set around the special tokens within messages only.
+    /// it does, they are set around the special tokens within messages only. Tags at which the
+    /// template cuts the model's own messages, such as `</think>`, cannot be marked there; they
+    /// stay tokens in messages of the role `assistant`.
     ///
     /// # Errors
     /// As [`Self::render`]; [`ChatError::SpecialInRole`] for a role that is no name, and
-    /// [`ChatError::SpecialInContent`] where neither way works and a message holds a special token.
+    /// [`ChatError::SpecialInContent`] where no way works and a message holds a special token.
     pub fn prompt(
         &self,
         messages: &[Message],

@@ -38,7 +38,7 @@ const RING: [[u32; 3]; 9] = [
 pub(super) fn add(cases: &mut Cases) {
     for (i, x) in DType::FLOATS.into_iter().enumerate() {
         for (j, cache) in CACHES.into_iter().enumerate() {
-            for step in 0..5 {
+            for step in 0..4 {
                 let index = i + j + step * 2;
                 add_one(cases, [x, cache], false, turn(&LINEAR, index), index);
                 add_one(cases, [x, cache], true, turn(&RING, index), index + 1);

@@ -61,7 +61,7 @@ pub(super) fn add(cases: &mut Cases) {
                         mnk: [m, turn(&COLUMNS, index * 3), turn(lengths(w), index)],
                         dist: turn(&DISTS, index + r / 2),
                         layout: Layout::turn(index / 2),
-                        source: WeightSource::turn(index + r),
+                        source: WeightSource::turn(r + second),
                         blocks: Blocks::Mixed,
                         zero_row: m > 2 && second == 1,
                     };

@@ -21,8 +21,8 @@ pub enum InputLayout {
 /// Which arithmetic a backend may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// The fastest route within the bounds of `docs/numerics.md`: activations may be quantised to
-    /// 8 bits per block.
+    /// The fastest route within the bounds of `docs/numerics.md`: activations may be quantised
+    /// by blocks.
     Fast,
     /// Weights dequantised to f32, products and sums in f32.
     Exact,

@@ -19,6 +19,13 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
+impl Avx2<true> {
+    /// The same without the byte products.
+    pub(crate) fn floats(self) -> Avx2<false> {
+        Avx2(())
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn enabled<R>(work: impl FnOnce() -> R) -> R {
     work()
@@ -62,6 +69,34 @@ fn dot_bytes<const VNNI: bool>(acc: __m256i, w: __m256i, y: __m256i) -> __m256i 
         );
         let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(y));
         _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+    })
+}
+
+/// Sums of vectors `at..at + 4`, in two parts.
+#[inline(always)]
+fn sum_four(v: [[__m256; 2]; LANES], at: usize) -> __m256 {
+    compute!({
+        let a = _mm256_add_ps(v[at][0], v[at][1]);
+        let b = _mm256_add_ps(v[at + 1][0], v[at + 1][1]);
+        let c = _mm256_add_ps(v[at + 2][0], v[at + 2][1]);
+        let d = _mm256_add_ps(v[at + 3][0], v[at + 3][1]);
+        let low = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let high = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        let (low, high) = (_mm256_castps_pd(low), _mm256_castps_pd(high));
+        _mm256_add_ps(
+            _mm256_castpd_ps(_mm256_unpacklo_pd(low, high)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)),
+        )
+    })
+}
+
+/// Sums of vectors `at..at + 8`.
+#[inline(always)]
+fn sum_eight(v: [[__m256; 2]; LANES], at: usize) -> __m256 {
+    let (a, b) = (sum_four(v, at), sum_four(v, at + 4));
+    compute!({
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
     })
 }
 
@@ -151,6 +186,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::F {
+        // SAFETY: 16 readable bytes, by the contract.
+        unsafe {
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()))),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn spread(self, values: [f32; 4]) -> Self::F {
         let [a, b, c, d] = values;
         compute!([
@@ -215,29 +261,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn sums(self, v: [Self::F; LANES]) -> Self::F {
-        let v = v.map(|v| compute!(_mm256_add_ps(v[0], v[1])));
-        let pair = |a, b| {
-            compute!(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)))
-        };
-        // Each half of a vector holds its part of the sums of 4 inputs.
-        let four = |at: usize| {
-            compute!({
-                let a = _mm256_castps_pd(pair(v[at], v[at + 1]));
-                let b = _mm256_castps_pd(pair(v[at + 2], v[at + 3]));
-                _mm256_add_ps(
-                    _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
-                    _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
-                )
-            })
-        };
-        let eight = |at: usize| {
-            let (a, b) = (four(at), four(at + 4));
-            compute!(_mm256_add_ps(
-                _mm256_permute2f128_ps::<0x20>(a, b),
-                _mm256_permute2f128_ps::<0x31>(a, b),
-            ))
-        };
-        [eight(0), eight(8)]
+        [sum_eight(v, 0), sum_eight(v, 8)]
     }
 
     #[inline(always)]
@@ -245,7 +269,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let mut out = rows;
         for row in [0, 8] {
             for column in [0, 8] {
-                let block = std::array::from_fn(|i| rows[row + i][column / 8]);
+                let mut block = [rows[row][column / 8]; 8];
+                for (v, from) in block.iter_mut().zip(&rows[row..]) {
+                    *v = from[column / 8];
+                }
                 for (i, v) in transpose_block(block).into_iter().enumerate() {
                     out[column + i][row / 8] = v;
                 }

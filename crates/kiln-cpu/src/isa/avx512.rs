@@ -35,6 +35,37 @@ macro_rules! compute {
     }};
 }
 
+/// The even quarters of both vectors, and the odd ones.
+#[inline(always)]
+fn split_quarters(a: __m512, b: __m512) -> [__m512; 2] {
+    compute!([
+        _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+        _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+    ])
+}
+
+/// Sums of the pairs of quarters of both vectors.
+#[inline(always)]
+fn add_quarters(a: __m512, b: __m512) -> __m512 {
+    let [even, odd] = split_quarters(a, b);
+    compute!(_mm512_add_ps(even, odd))
+}
+
+/// Sums of vectors `at..at + 4`: in each quarter, those of that quarter.
+#[inline(always)]
+fn sum_four(v: [__m512; LANES], at: usize) -> __m512 {
+    compute!({
+        let [a, b, c, d] = [v[at], v[at + 1], v[at + 2], v[at + 3]];
+        let low = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let high = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let (low, high) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
+        _mm512_add_ps(
+            _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)),
+        )
+    })
+}
+
 impl Simd for Avx512Vnni {
     type F = __m512;
     type I = __m512i;
@@ -84,6 +115,12 @@ impl Simd for Avx512Vnni {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::F {
+        // SAFETY: 16 readable bytes, by the contract.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
 
     #[inline(always)]
@@ -163,23 +200,9 @@ impl Simd for Avx512Vnni {
 
     #[inline(always)]
     fn sums(self, v: [Self::F; LANES]) -> Self::F {
-        compute!({
-            // Each quarter of a vector holds its part of the sums of 4 inputs.
-            let four = |at: usize| {
-                let pair = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-                let a = _mm512_castps_pd(pair(v[at], v[at + 1]));
-                let b = _mm512_castps_pd(pair(v[at + 2], v[at + 3]));
-                _mm512_add_ps(
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
-                )
-            };
-            let quarters = |a, b| {
-                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-                _mm512_add_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
-            };
-            quarters(quarters(four(0), four(4)), quarters(four(8), four(12)))
-        })
+        let (a, b) = (sum_four(v, 0), sum_four(v, 4));
+        let (c, d) = (sum_four(v, 8), sum_four(v, 12));
+        add_quarters(add_quarters(a, b), add_quarters(c, d))
     }
 
     #[inline(always)]
@@ -200,13 +223,10 @@ impl Simd for Avx512Vnni {
             }
         }
         for j in 0..4 {
-            let even = |i: usize| compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(a[i], a[i + 4]));
-            let odd = |i: usize| compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(a[i], a[i + 4]));
-            let [e0, e1, o0, o1] = [even(j), even(j + 8), odd(j), odd(j + 8)];
-            b[j] = compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(e0, e1));
-            b[j + 4] = compute!(_mm512_shuffle_f32x4::<0b10_00_10_00>(o0, o1));
-            b[j + 8] = compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(e0, e1));
-            b[j + 12] = compute!(_mm512_shuffle_f32x4::<0b11_01_11_01>(o0, o1));
+            let [e0, o0] = split_quarters(a[j], a[j + 4]);
+            let [e1, o1] = split_quarters(a[j + 8], a[j + 12]);
+            [b[j], b[j + 8]] = split_quarters(e0, e1);
+            [b[j + 4], b[j + 12]] = split_quarters(o0, o1);
         }
         b
     }

@@ -57,6 +57,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 16 readable bf16.
     unsafe fn load_bf16(self, from: *const u16) -> Self::F;
+    /// # Safety
+    /// 16 readable bytes.
+    unsafe fn load_i8(self, from: *const i8) -> Self::F;
     /// Lane `l` is `values[l / 4]`.
     fn spread(self, values: [f32; 4]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -265,6 +268,15 @@ impl Isa {
         all
     }
 
+    /// The set without instructions that float kernels have no use for.
+    pub(crate) fn floats(self) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(simd) => Isa::Avx2(simd.floats()),
+            other => other,
+        }
+    }
+
     /// Name for people and for the choice of one.
     pub(crate) fn name(self) -> &'static str {
         fn name<S: Simd>(_: S) -> &'static str {
@@ -291,3 +303,22 @@ macro_rules! with_simd {
     };
 }
 pub(crate) use with_simd;
+
+/// As [`with_simd`], for kernels without byte products: compiled for fewer sets.
+macro_rules! with_float_simd {
+    ($isa:expr, $simd:ident => $work:expr) => {
+        match $crate::isa::Isa::floats($isa) {
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Isa::Avx2($simd) => $work,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Isa::Avx512Vnni($simd) => $work,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Isa::Neon($simd) => $work,
+            _ => {
+                let $simd = $crate::isa::Scalar;
+                $work
+            }
+        }
+    };
+}
+pub(crate) use with_float_simd;

@@ -62,6 +62,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::F {
+        // SAFETY: 16 readable bytes, by the contract.
+        unsafe { from.cast::<[i8; LANES]>().read() }.map(f32::from)
+    }
+
+    #[inline(always)]
     fn spread(self, values: [f32; 4]) -> Self::F {
         std::array::from_fn(|lane| values[lane / 4])
     }

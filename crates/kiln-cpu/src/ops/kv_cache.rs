@@ -2,7 +2,7 @@
 
 use super::values::{read, row_tasks, write};
 use crate::exec::Lowering;
-use crate::isa::{Simd, with_simd};
+use crate::isa::{Simd, with_float_simd};
 use crate::view::{Half, View};
 use half::f16;
 use kiln_core::DType;
@@ -19,7 +19,7 @@ pub(super) fn kv_append(op: &KvAppend<View>, lowering: &mut Lowering) {
         let [buffer] = scratch.floats([dim]);
         // SAFETY: one value; the planner's hazards keep its writers out of this step.
         let start = unsafe { start.row::<u32, 0>([])[0] } as usize;
-        with_simd!(isa, s => s.run(#[inline(always)] || {
+        with_float_simd!(isa, s => s.run(#[inline(always)] || {
             for row in rows {
                 let (token, head) = (row / heads, row % heads);
                 let slot = if ring { (start + token) % capacity } else { start + token };

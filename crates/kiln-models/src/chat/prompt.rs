@@ -36,6 +36,8 @@ impl Prompt {
 }
 
 /// Finds out which parts of `text`, rendered from `messages`, the template wrote.
+///
+/// Each attempt sets marks and renders again; it holds when the text is the same but for the marks.
 pub(super) fn separate(
     text: String,
     source: &str,
@@ -44,30 +46,67 @@ pub(super) fn separate(
     render: impl Fn(&[Message]) -> Result<String, ChatError>,
 ) -> Result<Prompt, ChatError> {
     let contents = || messages.iter().map(|message| message.content.as_str());
-    let first_special = contents().enumerate().find_map(|(message, content)| {
-        let token = tokenizer.find_special(content).into_iter().next()?;
-        Some(ChatError::SpecialInContent { message, token: content[token].to_owned() })
-    });
-    let attempt = |marks: Marks, ranges: &dyn Fn(&str) -> Vec<Range<usize>>| -> Option<Prompt> {
+    let marks = Marks::absent_from(|| contents().chain([source, &text]));
+    let attempt = |ranges: &dyn Fn(&Message) -> Vec<Range<usize>>| -> Option<Prompt> {
+        let marks = marks?;
         let marked: Vec<Message> = messages
             .iter()
             .map(|message| Message {
                 role: message.role.clone(),
-                content: marks.put(&message.content, &ranges(&message.content)),
+                content: marks.put(&message.content, &ranges(message)),
             })
             .collect();
         let prompt = marks.take(&render(&marked).ok()?)?;
         (prompt.text == text).then_some(prompt)
     };
-    let separated = Marks::absent_from(|| contents().chain([source, &text])).and_then(|marks| {
-        attempt(marks, &|content| vec![trimmed(content)])
-            .or_else(|| attempt(marks, &|content| tokenizer.find_special(content)))
-    });
-    match (separated, first_special) {
-        (Some(prompt), _) => Ok(prompt),
-        (None, Some(error)) => Err(error),
-        (None, None) => Ok(Prompt::from_template_text(text)),
+    let specials = |message: &Message| tokenizer.find_special(&message.content);
+
+    if let Some(prompt) = attempt(&|message| vec![trimmed(&message.content)]) {
+        return Ok(prompt);
     }
+    let Some(error) = first_special(messages, tokenizer) else {
+        return Ok(Prompt::from_template_text(text));
+    };
+    if let Some(prompt) = attempt(&specials) {
+        return Ok(prompt);
+    }
+    // Templates cut the model's own words at its tags, which are tokens there.
+    let said_by_model = |message: &Message| message.role == "assistant";
+    let mut tags: Vec<&str> = Vec::new();
+    for message in messages.iter().filter(|message| said_by_model(message)) {
+        tags.extend(specials(message).into_iter().map(|range| &message.content[range]));
+    }
+    tags.sort_unstable();
+    tags.dedup();
+    tags.truncate(MAX_TAGS);
+    tags.retain(|tag| {
+        let only_tag = |message: &Message| {
+            let mut ranges = specials(message);
+            ranges
+                .retain(|range| said_by_model(message) && &message.content[range.clone()] == *tag);
+            ranges
+        };
+        attempt(&only_tag).is_none()
+    });
+    attempt(&|message| {
+        let mut ranges = specials(message);
+        ranges.retain(|range| {
+            !said_by_model(message) || !tags.contains(&&message.content[range.clone()])
+        });
+        ranges
+    })
+    .ok_or(error)
+}
+
+/// Different special tokens in the words of the model that are tried one by one.
+const MAX_TAGS: usize = 32;
+
+/// The error that names the first special token in a message, if there is one.
+fn first_special(messages: &[Message], tokenizer: &Tokenizer) -> Option<ChatError> {
+    messages.iter().enumerate().find_map(|(message, Message { content, .. })| {
+        let token = tokenizer.find_special(content).into_iter().next()?;
+        Some(ChatError::SpecialInContent { message, token: content[token].to_owned() })
+    })
 }
 
 /// The content without the white space around it, which templates may trim.

@@ -57,15 +57,12 @@ impl Element for Q8_0 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
         // SAFETY: the block and its half are inside the row.
-        let (scale, codes) = unsafe {
+        unsafe {
             let block = row.add(index / 2 * Self::BLOCK_BYTES);
-            let codes = block.add(2 + index % 2 * LANES).cast::<[i8; LANES]>();
-            (block.cast::<[u8; 2]>().read(), codes.read())
-        };
-        let values = codes.map(f32::from);
-        let scale = s.splat(s.half_to_float(u16::from_le_bytes(scale)));
-        // SAFETY: the array has 16 values.
-        s.mul(scale, unsafe { s.load(values.as_ptr()) })
+            let scale = u16::from_le_bytes(block.cast::<[u8; 2]>().read());
+            let codes = s.load_i8(block.add(2 + index % 2 * LANES).cast());
+            s.mul(s.splat(s.half_to_float(scale)), codes)
+        }
     }
 
     /// Rows are whole blocks: never asked for.

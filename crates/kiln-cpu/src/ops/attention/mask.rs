@@ -2,7 +2,7 @@
 
 use super::softmax::MASKED;
 use crate::exec::Lowering;
-use crate::isa::{Simd, with_simd};
+use crate::isa::{Simd, with_float_simd};
 use crate::ops::values;
 use crate::view::{Half, View};
 use half::{bf16, f16};
@@ -163,7 +163,7 @@ pub(super) fn blocks(op: &FlashAttentionBlocks<View>, lowering: &mut Lowering) {
     let isa = lowering.isa;
     let work = [batch * heads * tile_rows, rows.min(q_len) * kv_len];
     values::row_tasks(lowering, work, move |tiles, _| {
-        with_simd!(isa, s => s.run(#[inline(always)] || {
+        with_float_simd!(isa, s => s.run(#[inline(always)] || {
             for index in tiles {
                 let tile = index % tile_rows;
                 let at = [index / tile_rows / heads, index / tile_rows % heads, tile];

@@ -9,20 +9,16 @@ pub(super) const LOWEST: f32 = -f32::MAX / 2.0;
 /// What a masked key scores.
 pub(super) const MASKED: f32 = f32::NEG_INFINITY;
 
-/// `g` of `2^f = 1 + f g(f)` for `|f| <= 1/2`, highest power first: minimax, relative error of the
-/// power below 2e-8.
-const POWER: [f32; 6] =
-    [1.546_973_2e-4, 1.341_000_1e-3, 9.618_031e-3, 5.550_297_3e-2, 2.402_265_1e-1, 6.931_472_4e-1];
-
-/// `2^f - 1` for `|f| <= 1/2`.
-#[inline(always)]
-fn power_minus_one<S: Simd>(s: S, f: S::F) -> S::F {
-    let mut g = s.splat(POWER[0]);
-    for coefficient in &POWER[1..] {
-        g = s.fma(g, f, s.splat(*coefficient));
-    }
-    s.mul(f, g)
-}
+/// `2^f` for `|f| <= 1/2`, highest power first: minimax, relative error below 2e-8.
+const POWER: [f32; 7] = [
+    1.546_973_2e-4,
+    1.341_000_1e-3,
+    9.618_031e-3,
+    5.550_297_3e-2,
+    2.402_265_1e-1,
+    6.931_472_4e-1,
+    1.0,
+];
 
 /// `e^v` of values not above 0: exactly 1 at 0, exactly 0 below -88, NaN of NaN.
 #[inline(always)]
@@ -30,7 +26,11 @@ pub(super) fn exp<S: Simd>(s: S, v: S::F) -> S::F {
     // The maximum's second argument is what it gives where either is NaN.
     let t = s.max(s.splat(-127.0), s.mul(v, s.splat(std::f32::consts::LOG2_E)));
     let n = s.round(t);
-    let p = s.add(power_minus_one(s, s.sub(t, n)), s.splat(1.0));
+    let f = s.sub(t, n);
+    let mut p = s.splat(POWER[0]);
+    for coefficient in &POWER[1..] {
+        p = s.fma(p, f, s.splat(*coefficient));
+    }
     s.mul(p, s.exp2_int(n))
 }
 
@@ -38,21 +38,6 @@ pub(super) fn exp<S: Simd>(s: S, v: S::F) -> S::F {
 #[inline(always)]
 pub(super) fn exp1<S: Simd>(s: S, v: f32) -> f32 {
     s.to_array(exp(s, s.splat(v)))[0]
-}
-
-/// `tanh(v)`, accurate near 0 too: `z / (z + 2)` with `z = e^(2 v) - 1`.
-#[inline(always)]
-fn tanh<S: Simd>(s: S, v: S::F) -> S::F {
-    const LIMIT: f32 = 10.0;
-    let zero = s.splat(0.0);
-    let v = s.max(s.splat(-LIMIT), v);
-    let v = s.sub(zero, s.max(s.splat(-LIMIT), s.sub(zero, v)));
-    let t = s.mul(v, s.splat(2.0 * std::f32::consts::LOG2_E));
-    let n = s.round(t);
-    let power = s.exp2_int(n);
-    let fraction = power_minus_one(s, s.sub(t, n));
-    let z = s.fma(power, fraction, s.sub(power, s.splat(1.0)));
-    s.div(z, s.add(z, s.splat(2.0)))
 }
 
 /// `cap * tanh(score)` of 16-lane vectors `vectors` at `scores`.
@@ -65,7 +50,7 @@ pub(super) unsafe fn soft_cap<S: Simd>(s: S, cap: f32, scores: *mut f32, vectors
         // SAFETY: by the contract.
         unsafe {
             let at = scores.add(vector * LANES);
-            s.store(at, s.mul(s.splat(cap), tanh(s, s.load(at))));
+            s.store(at, s.mul(s.splat(cap), s.tanh(s.load(at))));
         }
     }
 }
@@ -132,7 +117,7 @@ pub(super) fn normalizer<S: Simd>(s: S, max: f32, sum: f32, sink: Option<f32>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::{Isa, with_simd};
+    use crate::isa::{Isa, with_float_simd};
 
     fn each(f: impl Fn(Isa)) {
         Isa::available().into_iter().for_each(f);
@@ -141,7 +126,7 @@ mod tests {
     #[test]
     fn exponentials_are_accurate() {
         each(|isa| {
-            with_simd!(isa, s => s.run(#[inline(always)] || {
+            with_float_simd!(isa, s => s.run(#[inline(always)] || {
                 for i in 0..40_000 {
                     let v = -(i as f32) * 0.002;
                     let (got, expected) = (f64::from(exp1(s, v)), f64::from(v).exp());
@@ -162,7 +147,7 @@ mod tests {
     #[test]
     fn soft_caps_are_accurate() {
         each(|isa| {
-            with_simd!(isa, s => s.run(#[inline(always)] || {
+            with_float_simd!(isa, s => s.run(#[inline(always)] || {
                 for i in -4000..4000 {
                     let v = i as f32 * 0.005;
                     let mut values = [v; LANES];
@@ -184,7 +169,7 @@ mod tests {
     #[test]
     fn normalizers_never_divide_by_zero() {
         each(|isa| {
-            with_simd!(isa, s => s.run(#[inline(always)] || {
+            with_float_simd!(isa, s => s.run(#[inline(always)] || {
                 assert_eq!(normalizer(s, LOWEST, 0.0, None), 0.0);
                 assert_eq!(normalizer(s, LOWEST, 0.0, Some(MASKED)), 0.0);
                 assert_eq!(normalizer(s, LOWEST, 0.0, Some(3.0)), 0.0);

@@ -9,7 +9,7 @@ use super::kernel::{Product, Scores, add_row};
 use super::problem::{Keys, Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp1, largest, normalizer, soft_cap, weights};
 use crate::exec::{Lowering, Tasks};
-use crate::isa::{LANES, Simd, with_simd};
+use crate::isa::{LANES, Simd, with_float_simd};
 use crate::threads::Scratch;
 use kiln_core::DType;
 use std::ops::Range;
@@ -88,7 +88,7 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
             // SAFETY: a record for each row and range, this one's the task's alone; who comes last
             // sees those of the others through the counter.
             unsafe {
-                with_simd!(isa, s => s.run(#[inline(always)] || {
+                with_float_simd!(isa, s => s.run(#[inline(always)] || {
                     part.compute(s, keys.clone(), own);
                 }));
                 if done[head].fetch_add(1, Ordering::AcqRel) + 1 == ranges.len() {
@@ -98,7 +98,7 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
                         count: ranges.len(),
                         step,
                     };
-                    with_simd!(isa, s => s.run(#[inline(always)] || part.merge(s, records)));
+                    with_float_simd!(isa, s => s.run(#[inline(always)] || part.merge(s, records)));
                 }
             }
         }

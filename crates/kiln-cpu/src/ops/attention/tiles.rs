@@ -10,7 +10,7 @@ use super::mask::Class;
 use super::problem::{Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp, largest, normalizer, soft_cap, weights};
 use crate::exec::{Lowering, Tasks};
-use crate::isa::{LANES, Simd, with_simd};
+use crate::isa::{LANES, Simd, with_float_simd};
 use crate::threads::Scratch;
 use std::ops::Range;
 
@@ -50,7 +50,7 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
             match problem.span() {
                 Some(span) => {
                     let mut tile = Tile::new(&problem, span, head, rows, scratch);
-                    with_simd!(isa, s => s.run(#[inline(always)] || tile.compute(s)));
+                    with_float_simd!(isa, s => s.run(#[inline(always)] || tile.compute(s)));
                 }
                 None => {
                     let [buffer] = scratch.floats([problem.q.dim]);
