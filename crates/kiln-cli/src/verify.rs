@@ -100,7 +100,10 @@ fn print(report: &CaseReport, device: &str, verbose: bool) -> io::Result<()> {
     let style = Style::of_stdout();
     match &report.outcome {
         Outcome::Passed { .. } if !verbose => Ok(()),
-        Outcome::Passed { .. } | Outcome::Skipped { .. } => writeln!(out, "{report}"),
+        Outcome::Passed { .. } => writeln!(out, "{report}"),
+        Outcome::Skipped { reason } => {
+            writeln!(out, "skip {}: {reason} (see --large)", report.name())
+        }
         Outcome::Failed(failure) => {
             let name = report.name();
             writeln!(out, "{} {name}\n     {failure}", style.error("FAIL"))?;

@@ -8,16 +8,18 @@ use crate::view::View;
 use kiln_core::backend::Execute;
 use kiln_core::ops::{Op, Role};
 use kiln_core::{Error, Location, Plan, Result, Tensor};
-use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+/// One piece of work: its index, and the scratch memory of its thread.
+type Work = dyn Fn(usize, &mut Scratch) + Send + Sync;
+
 /// Independent pieces of work; the threads take them from a shared counter.
 pub(crate) struct Tasks {
     count: usize,
-    work: Box<dyn Fn(usize, &mut Scratch) + Send + Sync>,
+    work: Box<Work>,
 }
 
 impl Tasks {
@@ -221,12 +223,4 @@ fn address(tensor: &Tensor, plan: &Plan, arena: &CpuBuffer) -> Result<*mut u8> {
 
 fn resolve(op: &Op<Tensor>, plan: &Plan, arena: &CpuBuffer) -> Result<Op<View>> {
     op.try_map(|_: Role, tensor| Ok(View::new(address(tensor, plan, arena)?, tensor)))
-}
-
-/// Total conversions, for `try_map` that cannot fail.
-pub(crate) fn total<T>(result: Result<T, Infallible>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(never) => match never {},
-    }
 }

@@ -71,12 +71,8 @@ struct Work(*const (dyn Fn(&Worker<'_>, &mut Scratch) + Sync));
 // SAFETY: the pointee is `Sync`, and `Pool::run` keeps it alive until all threads are done.
 unsafe impl Send for Work {}
 
-/// A thread's place in a parallel region.
+/// A thread's access to its parallel region.
 pub(crate) struct Worker<'a> {
-    /// 0 is the caller of the region.
-    pub(crate) index: usize,
-    /// Threads in the region.
-    pub(crate) count: usize,
     shared: &'a Shared,
 }
 
@@ -86,12 +82,12 @@ struct Poisoned;
 impl Worker<'_> {
     /// Waits until every thread of the region is here. All threads must call it equally often.
     pub(crate) fn barrier(&self) {
-        if self.count == 1 {
+        if self.shared.count == 1 {
             return;
         }
         let shared = self.shared;
         let generation = shared.generation.load(Ordering::Acquire);
-        if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
+        if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.count {
             shared.arrived.store(0, Ordering::Relaxed);
             shared.generation.store(generation.wrapping_add(1), Ordering::Release);
         } else {
@@ -143,7 +139,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let name = format!("kiln-cpu-{index}");
             let thread = std::thread::Builder::new().name(name);
-            pool.threads.push(thread.spawn(move || worker_loop(&shared, index))?);
+            pool.threads.push(thread.spawn(move || worker_loop(&shared))?);
         }
         Ok(pool)
     }
@@ -179,7 +175,7 @@ impl Pool {
             drop(job);
             shared.wake.notify_all();
         }
-        take_part(shared, 0, work, &mut scratch);
+        take_part(shared, work, &mut scratch);
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) > 0 {
             spins += 1;
@@ -210,11 +206,10 @@ impl Drop for Pool {
 
 fn take_part(
     shared: &Shared,
-    index: usize,
     work: &(dyn Fn(&Worker<'_>, &mut Scratch) + Sync),
     scratch: &mut Scratch,
 ) {
-    let worker = Worker { index, count: shared.count, shared };
+    let worker = Worker { shared };
     let result = catch_unwind(AssertUnwindSafe(|| work(&worker, scratch)));
     if let Err(payload) = result
         && !payload.is::<Poisoned>()
@@ -224,7 +219,7 @@ fn take_part(
     }
 }
 
-fn worker_loop(shared: &Shared, index: usize) {
+fn worker_loop(shared: &Shared) {
     let mut scratch = Scratch::default();
     let mut seen = 0;
     loop {
@@ -245,7 +240,7 @@ fn worker_loop(shared: &Shared, index: usize) {
         drop(job);
         if let Some(Work(work)) = work {
             // SAFETY: `Pool::run` keeps the closure alive until `running` reaches zero.
-            take_part(shared, index, unsafe { &*work }, &mut scratch);
+            take_part(shared, unsafe { &*work }, &mut scratch);
         }
         shared.running.fetch_sub(1, Ordering::Release);
     }
@@ -270,7 +265,7 @@ mod tests {
             pool.run(&|worker, _| {
                 first.fetch_add(1, Ordering::Relaxed);
                 worker.barrier();
-                if first.load(Ordering::Relaxed) != worker.count {
+                if first.load(Ordering::Relaxed) != 3 {
                     wrong.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -282,8 +277,9 @@ mod tests {
     #[test]
     fn a_panic_is_an_error_and_the_pool_goes_on() {
         let pool = Pool::new(2).unwrap();
+        let arrivals = AtomicUsize::new(0);
         let error = pool.run(&|worker, _| {
-            if worker.index == 1 {
+            if arrivals.fetch_add(1, Ordering::Relaxed) == 1 {
                 panic!("planted");
             }
             worker.barrier();

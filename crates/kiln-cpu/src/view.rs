@@ -97,16 +97,6 @@ impl View {
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(index).cast(), self.last()) }
     }
 
-    /// The raw bytes of a row.
-    ///
-    /// # Safety
-    /// As [`View::row`].
-    pub(crate) unsafe fn row_bytes<'a, const N: usize>(&self, index: [usize; N]) -> &'a [u8] {
-        let bytes = self.strides[self.rank() - 1];
-        // SAFETY: the row is inside the memory of the view.
-        unsafe { std::slice::from_raw_parts(self.row_ptr(index), bytes) }
-    }
-
     /// Reads a row of a float type as f32.
     ///
     /// # Safety

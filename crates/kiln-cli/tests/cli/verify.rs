@@ -25,3 +25,11 @@ fn names_that_no_case_has_are_an_error() {
     kiln(&["verify", "--op", "juggle"]).error_with(&["juggle", "rms_norm"]);
     kiln(&["verify", "--case", "no such case"]).error_with(&["no case", "--verbose"]);
 }
+
+#[test]
+fn skipped_cases_are_printed_and_counted() {
+    let text = kiln(&["verify", "--case", "copy/64-bit offsets", "-t", "1"]).ok();
+    let skipped = text.lines().filter(|line| line.starts_with("skip copy/")).count();
+    assert!(skipped > 0, "{text}");
+    assert!(text.contains("--large") && text.ends_with(&format!(" {skipped} skipped\n")), "{text}");
+}

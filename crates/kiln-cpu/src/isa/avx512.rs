@@ -314,7 +314,7 @@ impl Simd for Avx512Vnni {
 
     #[inline(always)]
     fn shr_bytes(self, v: Self::B, counts: [u32; 4]) -> Self::B {
-        let [a, b, c, d] = counts.map(|count| i64::from(count));
+        let [a, b, c, d] = counts.map(i64::from);
         compute!(_mm512_srlv_epi64(v, _mm512_setr_epi64(a, a, b, b, c, c, d, d)))
     }
 

@@ -112,14 +112,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         })
     }
 
+    /// The smaller of each pair of lanes.
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        let zero = self.splat(0.0);
+        self.sub(zero, self.max(self.sub(zero, a), self.sub(zero, b)))
+    }
+
     /// `e^v`, relative error below 2e-7; 0 below -87.3, clamped above 88.
     #[inline(always)]
     fn exp(self, v: Self::F) -> Self::F {
-        let clamped = self.max(v, self.splat(-87.33));
-        let clamped = self.sub(self.splat(0.0), self.max(self.sub(self.splat(0.0), clamped), self.splat(-88.0)));
+        let clamped = self.min(self.max(v, self.splat(-87.33)), self.splat(88.0));
         let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
         // ln 2 in two parts, so that the reduced argument keeps all its bits.
-        let r = self.fma(n, self.splat(-0.693_359_375), clamped);
+        let r = self.fma(n, self.splat(-355.0 / 512.0), clamped);
         let r = self.fma(n, self.splat(2.121_944_4e-4), r);
         let mut p = self.splat(EXP_COEFFICIENTS[0]);
         for coefficient in &EXP_COEFFICIENTS[1..] {

@@ -109,7 +109,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn exp2_int(self, v: Self::F) -> Self::F {
-        v.map(|v| f32::from_bits((v as i32 + 127 << 23) as u32))
+        v.map(|v| f32::from_bits(((v as i32 + 127) << 23) as u32))
     }
 
     #[inline(always)]

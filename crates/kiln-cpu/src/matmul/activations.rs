@@ -131,9 +131,9 @@ fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
         values: [0; SCALE_GROUP],
         scale: if finite { largest / LARGEST } else { f32::NAN },
     };
-    for i in 0..SCALE_GROUP {
+    for (i, x) in x.iter().enumerate() {
         // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
-        let shifted = x[i] * inverse + 12_582_912.0;
+        let shifted = x * inverse + 12_582_912.0;
         let value = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
         let value = if finite { value } else { 0 };
         let high = (value + 64) >> 7;

@@ -91,7 +91,7 @@ pub(crate) unsafe fn quantized_one<S: Simd, F: Format>(
             let factors = [&chunk.scale, &chunk.minimum];
             sum.add(s, chunk.q, factors, (&parts, packed), index * CHUNK);
         }
-        if weights.k % CHUNK != 0 {
+        if !weights.k.is_multiple_of(CHUNK) {
             let chunk = F::chunk(s, bytes, whole, true);
             let factors = [&chunk.scale, &chunk.minimum];
             sum.add(s, chunk.q, factors, (&parts, packed), whole * CHUNK);

@@ -15,6 +15,31 @@ pub(super) trait Element: 'static {
     /// # Safety
     /// The row has 8 values there.
     unsafe fn load_half<S: Simd>(s: S, row: *const u8, index: usize) -> S::F;
+
+    /// Converts a row of `dim` values; zeros follow up to a whole vector. Returns what differs from
+    /// zero in some lane where a value is not finite.
+    ///
+    /// # Safety
+    /// The row is there, and room for whole vectors.
+    #[inline(always)]
+    unsafe fn convert<S: Simd>(s: S, row: *const u8, dim: usize, to: *mut f32) -> S::F {
+        let mut nan = s.splat(0.0);
+        let whole = dim / LANES;
+        // SAFETY: by the contract.
+        unsafe {
+            for vector in 0..whole {
+                let v = Self::load(s, row, vector);
+                s.store(to.add(vector * LANES), v);
+                nan = s.add(nan, s.sub(v, v));
+            }
+            if !dim.is_multiple_of(LANES) {
+                let v = Self::load_half(s, row, whole);
+                s.store(to.add(whole * LANES), v);
+                nan = s.add(nan, s.sub(v, v));
+            }
+        }
+        nan
+    }
 }
 
 macro_rules! plain {
@@ -50,7 +75,15 @@ plain!(Bf16, u16, load_bf16);
 pub(super) struct Q8_0;
 
 impl Q8_0 {
-    const BLOCK_BYTES: usize = 34;
+    const BLOCK_LEN: usize = 2 * LANES;
+    const BLOCK_BYTES: usize = 2 + Self::BLOCK_LEN;
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, block: *const u8) -> S::F {
+        // SAFETY: a block starts with its scale.
+        let bytes = unsafe { block.cast::<[u8; 2]>().read() };
+        s.splat(s.half_to_float(u16::from_le_bytes(bytes)))
+    }
 }
 
 impl Element for Q8_0 {
@@ -59,9 +92,8 @@ impl Element for Q8_0 {
         // SAFETY: the block and its half are inside the row.
         unsafe {
             let block = row.add(index / 2 * Self::BLOCK_BYTES);
-            let scale = u16::from_le_bytes(block.cast::<[u8; 2]>().read());
             let codes = s.load_i8(block.add(2 + index % 2 * LANES).cast());
-            s.mul(s.splat(s.half_to_float(scale)), codes)
+            s.mul(Self::scale(s, block), codes)
         }
     }
 
@@ -70,30 +102,23 @@ impl Element for Q8_0 {
     unsafe fn load_half<S: Simd>(s: S, _: *const u8, _: usize) -> S::F {
         s.splat(0.0)
     }
-}
 
-/// Converts a row of `dim` values; zeros follow up to a whole vector. Returns what differs from zero
-/// in some lane where a value is not finite.
-///
-/// # Safety
-/// The row is there, and room for whole vectors.
-#[inline(always)]
-pub(super) unsafe fn convert<S: Simd, E: Element>(
-    s: S,
-    row: *const u8,
-    dim: usize,
-    to: *mut f32,
-) -> S::F {
-    let mut nan = s.splat(0.0);
-    for vector in 0..dim.div_ceil(LANES) {
-        // SAFETY: by the contract.
-        unsafe {
-            let v = load_part::<S, E>(s, row, dim, vector);
-            s.store(to.add(vector * LANES), v);
-            nan = s.add(nan, s.sub(v, v));
+    #[inline(always)]
+    unsafe fn convert<S: Simd>(s: S, row: *const u8, dim: usize, to: *mut f32) -> S::F {
+        let mut nan = s.splat(0.0);
+        for index in 0..dim / Self::BLOCK_LEN {
+            // SAFETY: whole blocks of the row.
+            unsafe {
+                let block = row.add(index * Self::BLOCK_BYTES);
+                let to = to.add(index * Self::BLOCK_LEN);
+                let scale = Self::scale(s, block);
+                s.store(to, s.mul(scale, s.load_i8(block.add(2).cast())));
+                s.store(to.add(LANES), s.mul(scale, s.load_i8(block.add(2 + LANES).cast())));
+                nan = s.add(nan, s.sub(scale, scale));
+            }
         }
+        nan
     }
-    nan
 }
 
 /// Vector `vector` of a row of `dim` values, the last one with zeros behind them.

@@ -150,7 +150,7 @@ unsafe fn mark<T: MaskElement>(row: *const u8, len: usize, columns: usize, marks
             not_masked |= u8::from(!value.masked());
             not_open |= u8::from(!value.open());
         }
-        *marks |= not_masked * SOME_NOT_MASKED | not_open * SOME_NOT_OPEN;
+        *marks |= (not_masked * SOME_NOT_MASKED) | (not_open * SOME_NOT_OPEN);
     }
 }
 

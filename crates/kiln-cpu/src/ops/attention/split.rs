@@ -4,7 +4,7 @@
 //! gives every row a record; whoever finishes the last range of a head merges the records in the
 //! order of the ranges, so that neither threads nor the other rows of the call show in the bits.
 
-use super::element::{F16, F32, convert, with_element};
+use super::element::{Element, F16, F32, with_element};
 use super::kernel::{Product, Scores, add_row};
 use super::problem::{Keys, Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp1, largest, normalizer, soft_cap, weights};
@@ -226,7 +226,7 @@ impl<'a> Part<'a> {
             for (index, to) in self.converted.chunks_exact_mut(padded).enumerate().take(piece.len()) {
                 let from = from.wrapping_add(index * rows.stride());
                 // SAFETY: a row that exists; the slice is as long as its vectors.
-                unsafe { convert::<S, E>(s, from, rows.dim, to.as_mut_ptr()) };
+                unsafe { E::convert(s, from, rows.dim, to.as_mut_ptr()) };
             }
         });
         (self.converted.as_ptr().cast(), padded * size_of::<f32>())
@@ -338,7 +338,7 @@ impl<'a> Part<'a> {
                 let from = problem.v.row([0, self.head, self.span.slot(key)]).cast_const();
                 if weight != 0.0 {
                     let to = self.row.as_mut_ptr();
-                    with_element!(problem.v.dtype, E => convert::<S, E>(s, from, problem.v.dim, to));
+                    with_element!(problem.v.dtype, E => E::convert(s, from, problem.v.dim, to));
                     add_row(s, weight, to, sums, vectors);
                 }
             }

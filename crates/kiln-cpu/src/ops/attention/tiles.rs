@@ -4,7 +4,7 @@
 //! of their length, and a tile or a part of one that a row does not see leaves the bits of the row
 //! as they are: the result of a row does not depend on the other rows of the call.
 
-use super::element::{Element, F32, convert, load_part, with_element};
+use super::element::{Element, F32, load_part, with_element};
 use super::kernel::{Product, add_row};
 use super::mask::Class;
 use super::problem::{Problem, Rows, Span};
@@ -221,7 +221,7 @@ impl<'a> Tile<'a> {
             let from = self.at(&rows, key);
             let to = &mut self.v[(key - base) * padded..][..padded];
             // SAFETY: a row that exists; the slice is as long as its vectors.
-            let row = unsafe { convert::<S, E>(s, from, rows.dim, to.as_mut_ptr()) };
+            let row = unsafe { E::convert(s, from, rows.dim, to.as_mut_ptr()) };
             nan = s.add(nan, row);
         }
         s.sum(nan) == 0.0
