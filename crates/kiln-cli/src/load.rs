@@ -53,13 +53,17 @@ impl Checked {
     }
 
     /// A session on the loaded model, if there is memory for it.
+    ///
+    /// The header is let go before memory for the session is taken; the weights keep the file mapped.
     pub(crate) fn session(
-        &self,
+        self,
         device: &Device,
         options: SessionOptions,
     ) -> Result<Session, CliError> {
         memory::check(&self.preflight, &options)?;
-        Ok(Session::new(&self.load(device)?, options)?)
+        let model = self.load(device)?;
+        drop(self);
+        Ok(Session::new(&model, options)?)
     }
 }
 

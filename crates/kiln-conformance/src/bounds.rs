@@ -88,8 +88,8 @@ const TABLE: &[Row] = &[
         ops: "gelu_mul, silu_mul, softcap, softmax, the weights of moe_route",
         single: [1e-10, 2e-5],
         half: ROUNDED_ONCE,
-        why: "an argument of up to 50 is rounded to f32 before `exp`; a few units in the last place \
-              for the function",
+        why: "an argument of up to 50 is rounded to f32 before `exp`; a few units in the last \
+              place for the function",
     },
     Row {
         family: Family::Norm,
@@ -182,8 +182,8 @@ const TABLE: &[Row] = &[
 impl Bound {
     /// The bounds of `values` outputs of a family whose coarsest type is `dtype`.
     ///
-    /// Half types get the errors of two roundings to the other side on top, which matter where there
-    /// are few values.
+    /// Half types get the errors of two roundings to the other side on top, which matter where
+    /// values are few.
     pub fn of(family: Family, dtype: DType, values: usize) -> Self {
         let mut bound = Self { nmse: 0.0, max_abs: 0.0, floor: 0.0, exact_zeros: false };
         let Some(row) = TABLE.iter().find(|row| row.family == family) else { return bound };

@@ -37,8 +37,8 @@ impl Case {
         Self { large: true, ..self }
     }
 
-    /// The operation, one of [`Op::NAMES`](kiln_core::ops::Op::NAMES), or `plan` where a case is about
-    /// several.
+    /// The operation, one of [`Op::NAMES`](kiln_core::ops::Op::NAMES), or `plan` where a case is
+    /// about several.
     pub fn op(&self) -> &'static str {
         self.op
     }
@@ -58,8 +58,8 @@ impl Case {
         self.seed
     }
 
-    /// Whether it needs 4 GiB of device memory. [`run_all`](crate::run_all) skips such a case unless
-    /// the filter asks for it.
+    /// Whether it needs 4 GiB of device memory. [`run_all`](crate::run_all) skips such a case
+    /// unless the filter asks for it.
     pub fn is_large(&self) -> bool {
         self.large
     }

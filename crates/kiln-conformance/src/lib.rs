@@ -9,10 +9,10 @@
 //!   written or a read past the end shows;
 //! - a second run of the same executable must give the same bits.
 //!
-//! Further cases compare a device with itself: fused and unfused plans, barriers only at hazards and
-//! before every step, prompts in one piece and in chunks, both routes of a product; replay recordings
-//! with new data; and record operations that break their contracts, which must fail with the right
-//! error.
+//! Further cases compare a device with itself: fused and unfused plans, barriers only at hazards
+//! and before every step, prompts in one piece and in chunks, both routes of a product; replay
+//! recordings with new data; and record operations that break their contracts, which must fail
+//! with the right error.
 //!
 //! ```
 //! let device = kiln_reference::device();

@@ -126,8 +126,8 @@ pub(crate) enum Equality {
     Bounds,
 }
 
-/// What is checked. In every case but `Rejected` the outputs must agree with the reference, a second
-/// run must give the same bits and no byte outside the outputs may change.
+/// What is checked. In every case but `Rejected` the outputs must agree with the reference, a
+/// second run must give the same bits and no byte outside the outputs may change.
 #[derive(Clone, Debug)]
 pub(crate) enum Check {
     /// Nothing more.

@@ -65,7 +65,7 @@ impl fmt::Display for CaseReport {
             Outcome::Skipped { reason } => write!(f, "skip {name}: {reason}"),
             Outcome::Failed(failure) => write!(
                 f,
-                "FAIL {name}\n     {failure}\n     seed {:#018x}; to repeat: run the case \"{name}\"",
+                "FAIL {name}\n     {failure}\n     seed {:#018x}; to repeat it, filter by its name",
                 self.seed,
             ),
         }

@@ -28,7 +28,9 @@ pub fn declaration(name: &str, size: usize, fields: &[(&str, &str)], language: u
     for (field, rust) in fields {
         text.push_str(&format!("    {} {field};\n", scalar_names(rust)[language]));
     }
-    text.push_str(&format!("}};\nstatic_assert(sizeof({name}) == {size}, \"layout of {name}\");\n"));
+    text.push_str(&format!(
+        "}};\nstatic_assert(sizeof({name}) == {size}, \"layout of {name}\");\n"
+    ));
     text
 }
 

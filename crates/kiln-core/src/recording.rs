@@ -125,10 +125,7 @@ impl Recording {
 }
 
 /// Checks that no output shares bytes with another argument, except pairs that may be in place.
-pub(crate) fn check_aliases(
-    op: &Op<Tensor>,
-    operands: &[(Role, Tensor)],
-) -> Result<(), OpError> {
+pub(crate) fn check_aliases(op: &Op<Tensor>, operands: &[(Role, Tensor)]) -> Result<(), OpError> {
     for (i, (output_role, output)) in operands.iter().enumerate() {
         if output_role.access == Access::Read {
             continue;

@@ -178,8 +178,7 @@ impl Tensor {
     /// [`Error::Shape`] where the number of values differs or the layout has gaps.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
-        let fail =
-            |problem| Error::Shape { shape: shape.to_string(), dtype: self.dtype, problem };
+        let fail = |problem| Error::Shape { shape: shape.to_string(), dtype: self.dtype, problem };
         if shape.values() != Some(self.values()) {
             return Err(fail("another number of values than the tensor reshaped"));
         }

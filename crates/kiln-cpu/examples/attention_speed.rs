@@ -111,7 +111,9 @@ fn prefill(
     let time = time(&record(device, [heads, dim], tokens, &caches)?.finish()?)?;
     let speed = flops(shape, tokens, kv_len) / time / 1e9;
     let us = time * 1e6;
-    println!("prefill {shape:?} {cache:>4} T {tokens} kv {kv_len}: {us:9.1} us {speed:7.1} GFLOP/s");
+    println!(
+        "prefill {shape:?} {cache:>4} T {tokens} kv {kv_len}: {us:9.1} us {speed:7.1} GFLOP/s"
+    );
     Ok(())
 }
 

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
-    let (n, k) = (numbers.first().copied().unwrap_or(2048), numbers.get(1).copied().unwrap_or(2048));
+    let (n, k) =
+        (numbers.first().copied().unwrap_or(2048), numbers.get(1).copied().unwrap_or(2048));
     let threads = numbers.get(2).copied().unwrap_or(2);
-    let device = kiln_cpu::device(kiln_cpu::Config { threads: Some(threads), instruction_set: None })?;
+    let device =
+        kiln_cpu::device(kiln_cpu::Config { threads: Some(threads), instruction_set: None })?;
     println!("{} n {n} k {k}", device.description());
     for dtype in DType::WEIGHTS {
         let Some(bytes) = dtype.row_bytes(k) else { continue };
@@ -20,16 +22,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let weights: Vec<_> = (0..copies.min(64))
             .map(|_| device.import(dtype, [n, k], SharedBytes::from_vec(packed.repeat(n))))
             .collect::<Result<_, _>>()?;
-        for (m, precision) in
-            [(1, Precision::Fast), (8, Precision::Fast), (512, Precision::Fast), (512, Precision::Exact)]
-        {
+        for (m, precision) in [
+            (1, Precision::Fast),
+            (8, Precision::Fast),
+            (512, Precision::Fast),
+            (512, Precision::Exact),
+        ] {
             let input = device.upload(&row.repeat(m), [m, k])?;
             let output = device.tensor(DType::F32, [m, n])?;
             let used = if m < 16 { weights.len() } else { 1 };
             let mut rec = device.record();
             for weight in &weights[..used] {
                 let input_layout = InputLayout::RowMajor;
-                rec.push(Matmul { input: &input, weight, output: &output, input_layout, precision })?;
+                rec.push(Matmul {
+                    input: &input,
+                    weight,
+                    output: &output,
+                    input_layout,
+                    precision,
+                })?;
             }
             let step = rec.finish()?;
             step.run()?;
@@ -43,7 +54,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let time = times[times.len() / 2];
             let gops = 2.0 * (m * n * k) as f64 / time / 1e9;
             let gbs = (n * bytes) as f64 / time / 1e9;
-            println!("{dtype:>7} m {m:4} {precision:?}: {:9.1} us {gops:8.1} GOPS {gbs:6.1} GB/s", time * 1e6);
+            println!(
+                "{dtype:>7} m {m:4} {precision:?}: {:9.1} us {gops:8.1} GOPS {gbs:6.1} GB/s",
+                time * 1e6
+            );
         }
     }
     Ok(())

@@ -8,7 +8,8 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
@@ -17,7 +18,12 @@ impl Random {
     }
 }
 
-fn weight(device: &Device, dtype: DType, [n, k]: [usize; 2], random: &mut Random) -> (Tensor, Vec<f32>) {
+fn weight(
+    device: &Device,
+    dtype: DType,
+    [n, k]: [usize; 2],
+    random: &mut Random,
+) -> (Tensor, Vec<f32>) {
     let bytes = dtype.row_bytes(k).unwrap();
     let mut packed = vec![0; n * bytes];
     let mut values = vec![0.0; n * k];
@@ -29,7 +35,8 @@ fn weight(device: &Device, dtype: DType, [n, k]: [usize; 2], random: &mut Random
 }
 
 fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f64> {
-    let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+    let dot =
+        |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
     x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w))).collect()
 }
 
@@ -49,7 +56,8 @@ fn devices() -> impl Iterator<Item = (&'static str, Device)> {
 fn every_type_and_route_is_close_to_f64() {
     for (name, device) in devices() {
         for dtype in DType::WEIGHTS {
-            let depths: &[usize] = if dtype.block_len() == 256 { &[256, 768] } else { &[32, 160, 704] };
+            let depths: &[usize] =
+                if dtype.block_len() == 256 { &[256, 768] } else { &[32, 160, 704] };
             for (&k, m) in depths.iter().flat_map(|k| [1, 2, 3, 8, 9, 13, 33].map(|m| (k, m))) {
                 for precision in [Precision::Fast, Precision::Exact] {
                     let mut random = Random((m * k) as u64);
@@ -61,8 +69,14 @@ fn every_type_and_route_is_close_to_f64() {
                     let output = device.upload(&vec![f32::NAN; m * n], [m, n]).unwrap();
                     let mut rec = device.record();
                     let input_layout = InputLayout::RowMajor;
-                    rec.push(Matmul { input: &input, weight: &w, output: &output, input_layout, precision })
-                        .unwrap();
+                    rec.push(Matmul {
+                        input: &input,
+                        weight: &w,
+                        output: &output,
+                        input_layout,
+                        precision,
+                    })
+                    .unwrap();
                     rec.finish().unwrap().run().unwrap();
                     let error = nmse(&output.to_vec().unwrap(), &expected);
                     let bound = if precision == Precision::Fast { 1e-8 } else { 1e-11 };
@@ -89,16 +103,16 @@ fn head_major_input_is_the_same_matrix() {
             }
         }
         let head_major = device.upload(&permuted, [heads, m, dim]).unwrap();
-        let outputs = [(&row_major, InputLayout::RowMajor), (&head_major, InputLayout::HeadMajor)].map(
-            |(input, input_layout)| {
+        let outputs = [(&row_major, InputLayout::RowMajor), (&head_major, InputLayout::HeadMajor)]
+            .map(|(input, input_layout)| {
                 let output = device.tensor(DType::F32, [m, n]).unwrap();
                 let mut rec = device.record();
                 let precision = Precision::Fast;
-                rec.push(Matmul { input, weight: &w, output: &output, input_layout, precision }).unwrap();
+                rec.push(Matmul { input, weight: &w, output: &output, input_layout, precision })
+                    .unwrap();
                 rec.finish().unwrap().run().unwrap();
                 output.to_vec::<f32>().unwrap()
-            },
-        );
+            });
         assert_eq!(outputs[0], outputs[1], "{name}");
     }
 }
@@ -106,11 +120,9 @@ fn head_major_input_is_the_same_matrix() {
 #[test]
 fn gated_products_of_mixed_types() {
     for (name, device) in devices() {
-        for (gate_type, up_type) in [
-            (DType::Q4_0, DType::Q4_0),
-            (DType::Q4K, DType::Q6K),
-            (DType::F16, DType::Q8_0),
-        ] {
+        for (gate_type, up_type) in
+            [(DType::Q4_0, DType::Q4_0), (DType::Q4K, DType::Q6K), (DType::F16, DType::Q8_0)]
+        {
             for (activation, m) in
                 [(Activation::Silu, 1), (Activation::GeluTanh, 4), (Activation::Silu, 17)]
             {
@@ -133,8 +145,15 @@ fn gated_products_of_mixed_types() {
                 let output = device.upload(&vec![f32::NAN; m * n], [m, n]).unwrap();
                 let mut rec = device.record();
                 let precision = Precision::Fast;
-                rec.push(GatedMatmul { input: &input, gate: &gate, up: &up, output: &output, activation, precision })
-                    .unwrap();
+                rec.push(GatedMatmul {
+                    input: &input,
+                    gate: &gate,
+                    up: &up,
+                    output: &output,
+                    activation,
+                    precision,
+                })
+                .unwrap();
                 rec.finish().unwrap().run().unwrap();
                 let error = nmse(&output.to_vec().unwrap(), &expected);
                 assert!(error <= 1e-8, "{name} {gate_type} {up_type} m {m}: {error:e}");
@@ -154,7 +173,8 @@ fn threads_do_not_change_bits() {
         let output = device.tensor(DType::F32, [33, 300]).unwrap();
         let mut rec = device.record();
         let (input_layout, precision) = (InputLayout::RowMajor, Precision::Fast);
-        rec.push(Matmul { input: &input, weight: &w, output: &output, input_layout, precision }).unwrap();
+        rec.push(Matmul { input: &input, weight: &w, output: &output, input_layout, precision })
+            .unwrap();
         rec.finish().unwrap().run().unwrap();
         outputs.push(output.to_vec::<f32>().unwrap());
     }

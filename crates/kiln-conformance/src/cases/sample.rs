@@ -73,8 +73,8 @@ fn add_one(cases: &mut Cases, s: Spec) {
     let route = if temperature == 0.0 { "greedy" } else { "drawn" };
     let ties = if ties { ", ties" } else { "" };
     let label = format!(
-        "[{rows}, {n}] temperature {temperature} top_k {top_k} top_p {top_p}, spread {spread}{ties}, \
-         {layout}"
+        "[{rows}, {n}] temperature {temperature} top_k {top_k} top_p {top_p}, spread {spread}\
+         {ties}, {layout}"
     );
     cases.add(OP, route, label, move |p| {
         p.layout(layout);

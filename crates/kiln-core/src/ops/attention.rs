@@ -135,7 +135,12 @@ fn head_dim(check: Check, axis: usize, dim: usize) -> Result<(), OpError> {
     check.extent_rule("q", axis, "a multiple of 8 up to 512", dim)
 }
 
-fn grouped(check: Check, name: &'static str, axis: usize, heads: [usize; 2]) -> Result<(), OpError> {
+fn grouped(
+    check: Check,
+    name: &'static str,
+    axis: usize,
+    heads: [usize; 2],
+) -> Result<(), OpError> {
     let [query, kv] = heads;
     if query.is_multiple_of(kv) {
         return Ok(());
@@ -190,7 +195,11 @@ impl Contract for FlashAttention<Tensor> {
             }
         }
         let Some(blocks) = &self.blocks else { return Ok(()) };
-        check.combination(self.mask.is_some(), "blocks", "is a map of a mask: give the mask too")?;
+        check.combination(
+            self.mask.is_some(),
+            "blocks",
+            "is a map of a mask: give the mask too",
+        )?;
         let [rows, columns] = tiles(check, self.tile, [q_len, kv_len])?;
         let leading = if self.mask.as_ref().is_some_and(|mask| mask.rank() == 4) {
             [batch, heads]

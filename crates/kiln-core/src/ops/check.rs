@@ -12,7 +12,11 @@ type Checked<T = ()> = Result<T, OpError>;
 
 impl Check {
     /// The extents of a tensor of `N` axes, none of them zero.
-    pub(super) fn dims<const N: usize>(self, name: &'static str, t: &Tensor) -> Checked<[usize; N]> {
+    pub(super) fn dims<const N: usize>(
+        self,
+        name: &'static str,
+        t: &Tensor,
+    ) -> Checked<[usize; N]> {
         let shape = t.shape();
         let Ok(dims) = <[usize; N]>::try_from(&shape[..]) else {
             return Err(OpError::Rank { op: self.0, tensor: name, expected: N, got: shape.len() });

@@ -105,7 +105,11 @@ impl Contract for HeadNormRope<Tensor> {
         let outside = |t: &Option<Tensor>| t.as_ref().map_or(0, |t| t.bytes() as u64);
         let written = self.input.values() / cache.dtype().block_len() * cache.dtype().block_bytes();
         let outputs = [&self.output, &self.output_bf16, &self.output_f32, &self.weight];
-        Some(self.input.bytes() as u64 + written as u64 + outputs.into_iter().map(outside).sum::<u64>())
+        Some(
+            self.input.bytes() as u64
+                + written as u64
+                + outputs.into_iter().map(outside).sum::<u64>(),
+        )
     }
 }
 

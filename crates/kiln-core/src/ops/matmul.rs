@@ -109,7 +109,12 @@ op! {
     }
 }
 
-fn weight_check(check: Check, name: &'static str, weight: &Tensor, k: usize) -> Result<(), OpError> {
+fn weight_check(
+    check: Check,
+    name: &'static str,
+    weight: &Tensor,
+    k: usize,
+) -> Result<(), OpError> {
     check.dtype(name, weight, &DType::WEIGHTS)?;
     check.extent(name, weight, weight.rank() - 1, k)?;
     check.contiguous(name, weight)

@@ -20,10 +20,10 @@ mod norms;
 mod rows;
 mod sampling;
 
-pub use declare::{MaybeRead, MaybeUpdate, MaybeWrite, Read, Update, Write};
 pub use attention::{
     AttentionLayout, CachedAttention, FlashAttention, FlashAttentionBlocks, MAX_HEAD_DIM,
 };
+pub use declare::{MaybeRead, MaybeUpdate, MaybeWrite, Read, Update, Write};
 pub use elementwise::{Add, GeluMul, Mul, Scale, SiluMul, Softcap};
 pub use head_norm_rope::{HeadLayout, HeadNormRope, RopePairing};
 pub use kv_cache::KvAppend;

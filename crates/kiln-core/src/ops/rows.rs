@@ -93,8 +93,7 @@ impl Contract for Embed<Tensor> {
 impl Contract for Copy<Tensor> {
     fn check(&self) -> Result<(), OpError> {
         let check = Check(Self::NAME);
-        const PLAIN: [DType; 5] =
-            [DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8];
+        const PLAIN: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::U32, DType::U8];
         check.dtype("input", &self.input, &PLAIN)?;
         if let Some(axis) = self.input.shape().iter().position(|&extent| extent == 0) {
             return check.extent_rule("input", axis, "at least 1", 0);

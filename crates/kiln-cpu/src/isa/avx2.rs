@@ -177,9 +177,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> Self::F {
         // SAFETY: 16 readable values, by the contract.
-        let halves = unsafe {
-            [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast())]
-        };
+        let halves = unsafe { [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast())] };
         each(halves, |half| {
             compute!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
         })
@@ -199,10 +197,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn spread(self, values: [f32; 4]) -> Self::F {
         let [a, b, c, d] = values;
-        compute!([
-            _mm256_setr_ps(a, a, a, a, b, b, b, b),
-            _mm256_setr_ps(c, c, c, c, d, d, d, d),
-        ])
+        compute!([_mm256_setr_ps(a, a, a, a, b, b, b, b), _mm256_setr_ps(c, c, c, c, d, d, d, d),])
     }
 
     #[inline(always)]
@@ -289,6 +284,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn half_to_float(self, bits: u16) -> f32 {
         compute!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+    }
+
+    /// Broadcasting first keeps clear of an instruction that waits for its target's old value.
+    #[inline(always)]
+    fn splat_f16(self, bits: u16) -> Self::F {
+        compute!([_mm256_cvtph_ps(_mm_set1_epi16(bits as i16)); 2])
     }
 
     #[inline(always)]

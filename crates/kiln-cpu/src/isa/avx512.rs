@@ -241,6 +241,12 @@ impl Simd for Avx512Vnni {
         compute!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
     }
 
+    /// Broadcasting first keeps clear of an instruction that waits for its target's old value.
+    #[inline(always)]
+    fn splat_f16(self, bits: u16) -> Self::F {
+        compute!(_mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)))
+    }
+
     #[inline(always)]
     fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F {
         compute!({

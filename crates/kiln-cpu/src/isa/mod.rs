@@ -81,6 +81,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// One f16.
     fn half_to_float(self, bits: u16) -> f32;
 
+    /// One f16 in every lane.
+    #[inline(always)]
+    fn splat_f16(self, bits: u16) -> Self::F {
+        self.splat(self.half_to_float(bits))
+    }
+
     /// The sum of the lanes, as a tree of halves.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
@@ -135,14 +141,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.zero_below(v, -87.33, value)
     }
 
-    /// `tanh(v)`, relative error below 5e-7.
+    /// `v` within `-limit..=limit`; NaN stays.
+    #[inline(always)]
+    fn clamp(self, v: Self::F, limit: f32) -> Self::F {
+        let (zero, lowest) = (self.splat(0.0), self.splat(-limit));
+        // The limit as first argument: of a NaN, the second is the result.
+        let negated = self.sub(zero, self.max(lowest, v));
+        self.sub(zero, self.max(lowest, negated))
+    }
+
+    /// `tanh(v)`, relative error below 5e-7, exactly 1 and -1 from 9 on.
     #[inline(always)]
     fn tanh(self, v: Self::F) -> Self::F {
-        let zero = self.splat(0.0);
-        // Limits as first arguments, so that NaN stays.
-        let limit = self.splat(-TANH_LIMIT);
-        let below = self.sub(zero, self.max(limit, v));
-        let u = self.sub(zero, self.max(limit, below));
+        let u = self.clamp(v, TANH_LIMIT);
         let z = self.mul(u, u);
         let [p, q] = TANH_COEFFICIENTS[0];
         let (mut p, mut q) = (self.splat(p), self.splat(q));
@@ -150,7 +161,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             p = self.fma(p, z, self.splat(*numerator));
             q = self.fma(q, z, self.splat(*denominator));
         }
-        self.div(self.mul(u, p), q)
+        let t = self.div(self.mul(u, p), q);
+        let (one, negated) = (self.splat(1.0), self.sub(self.splat(0.0), v));
+        let up = self.zero_below(v, TANH_LIMIT, self.sub(one, t));
+        let down = self.zero_below(negated, TANH_LIMIT, self.add(one, t));
+        self.sub(self.add(t, up), down)
     }
 
     /// `value` where `v >= limit`, else 0.
@@ -205,15 +220,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// `e^r` for `|r| <= ln(2) / 2`, highest power first: minimax, relative error below 1e-7.
-const EXP_COEFFICIENTS: [f32; 7] = [
-    1.390_682_4e-3,
-    8.332_854e-3,
-    4.166_671e-2,
-    1.666_666_5e-1,
-    0.5,
-    1.0,
-    1.0,
-];
+const EXP_COEFFICIENTS: [f32; 7] =
+    [1.390_682_4e-3, 8.332_854e-3, 4.166_671e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0];
 
 /// Beyond, `tanh` is 1 in f32.
 const TANH_LIMIT: f32 = 9.0;
@@ -255,7 +263,13 @@ pub(crate) enum Isa {
     Avx512Vnni(avx512::Avx512Vnni),
     /// Advanced SIMD.
     #[cfg(target_arch = "aarch64")]
-    Neon(neon::Neon),
+    Neon(neon::Neon<neon::Widening>),
+    /// Advanced SIMD with DotProd.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotProd(neon::Neon<neon::DotProd>),
+    /// Advanced SIMD with I8MM.
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::Neon<neon::I8mm>),
 }
 
 impl Isa {
@@ -269,7 +283,11 @@ impl Isa {
             all.extend(avx2::Avx2::<false>::new().map(Isa::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
-        all.extend(neon::Neon::new().map(Isa::Neon));
+        {
+            all.extend(neon::Neon::new().map(Isa::NeonI8mm));
+            all.extend(neon::Neon::new().map(Isa::NeonDotProd));
+            all.extend(neon::Neon::new().map(Isa::Neon));
+        }
         all.push(Isa::Scalar(Scalar));
         all
     }
@@ -279,6 +297,10 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni(simd) => Isa::Avx2(simd.floats()),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotProd(simd) => Isa::Neon(simd.floats()),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm(simd) => Isa::Neon(simd.floats()),
             other => other,
         }
     }
@@ -305,6 +327,10 @@ macro_rules! with_simd {
             $crate::isa::Isa::Avx512Vnni($simd) => $work,
             #[cfg(target_arch = "aarch64")]
             $crate::isa::Isa::Neon($simd) => $work,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Isa::NeonDotProd($simd) => $work,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Isa::NeonI8mm($simd) => $work,
         }
     };
 }

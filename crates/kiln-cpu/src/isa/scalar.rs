@@ -150,7 +150,8 @@ impl Simd for Scalar {
     #[inline(never)]
     fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
         std::array::from_fn(|lane| {
-            let products = (0..4).map(|i| i32::from(w[4 * lane + i]) * i32::from(y[4 * lane + i] as i8));
+            let products =
+                (0..4).map(|i| i32::from(w[4 * lane + i]) * i32::from(y[4 * lane + i] as i8));
             acc[lane] + products.sum::<i32>()
         })
     }
@@ -236,8 +237,6 @@ impl Simd for Scalar {
 
     #[inline(never)]
     fn widen_bytes(self, v: Self::B) -> [Self::F; 4] {
-        std::array::from_fn(|quarter| {
-            std::array::from_fn(|lane| f32::from(v[16 * quarter + lane]))
-        })
+        std::array::from_fn(|quarter| std::array::from_fn(|lane| f32::from(v[16 * quarter + lane])))
     }
 }

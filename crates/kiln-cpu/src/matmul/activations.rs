@@ -158,7 +158,9 @@ pub(crate) fn pack_column<S: Simd>(
     let width = tile.width;
     let parts = layout.parts(width);
     match layout.packing {
-        Packing::FloatColumns => tile.floats(column * layout.depth, layout.depth).copy_from_slice(x),
+        Packing::FloatColumns => {
+            tile.floats(column * layout.depth, layout.depth).copy_from_slice(x)
+        }
         Packing::FloatTiles => {
             let out = tile.floats(0, layout.depth * width);
             for (out, value) in out.chunks_exact_mut(width).zip(x) {

@@ -392,18 +392,21 @@ mod tests {
 
     fn unpack<F: Format, S: Simd>(s: S, row: &[u8], values: usize) -> Vec<f32> {
         let mut out = Vec::new();
-        s.run(#[inline(always)] || {
-            for index in 0..values.div_ceil(CHUNK) {
-                let half = values - index * CHUNK < CHUNK;
-                // SAFETY: the row has `values` values.
-                let chunk = unsafe { F::chunk(s, row.as_ptr(), index, half) };
-                for (quarter, lanes) in s.widen_bytes(chunk.q).into_iter().enumerate() {
-                    for q in s.to_array(lanes) {
-                        out.push(chunk.scale[quarter].mul_add(q, chunk.minimum[quarter]));
+        s.run(
+            #[inline(always)]
+            || {
+                for index in 0..values.div_ceil(CHUNK) {
+                    let half = values - index * CHUNK < CHUNK;
+                    // SAFETY: the row has `values` values.
+                    let chunk = unsafe { F::chunk(s, row.as_ptr(), index, half) };
+                    for (quarter, lanes) in s.widen_bytes(chunk.q).into_iter().enumerate() {
+                        for q in s.to_array(lanes) {
+                            out.push(chunk.scale[quarter].mul_add(q, chunk.minimum[quarter]));
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         out.truncate(values);
         out
     }
@@ -412,7 +415,8 @@ mod tests {
     fn every_format_unpacks_to_its_values_on_every_instruction_set() {
         for dtype in DType::QUANTIZED {
             let values = if dtype.block_len() == 32 { 160 } else { 512 };
-            let source: Vec<f32> = (0..values).map(|i| (i as f32 * 0.7).sin() * 3.0 - 0.5).collect();
+            let source: Vec<f32> =
+                (0..values).map(|i| (i as f32 * 0.7).sin() * 3.0 - 0.5).collect();
             let mut row = vec![0; dtype.row_bytes(values).unwrap()];
             quant::quantize_row(dtype, &source, &mut row).unwrap();
             let mut expected = vec![0.0; values];

@@ -74,10 +74,12 @@ fn quantize<S: Simd>(s: S, values: &[f32; 32]) -> BlockQ8_0 {
     // Differences are NaN for what is not finite.
     let finite = s.sum(s.add(s.sub(halves[0], halves[0]), s.sub(halves[1], halves[1]))) == 0.0;
     let scale = if finite { largest / 127.0 } else { f32::NAN };
+    // In f64, where a quotient next to a tie stays on its side.
+    let exact = f64::from(largest) / 127.0;
     let mut qs = [0i8; 32];
-    if scale > 0.0 {
+    if finite && largest > 0.0 {
         for (code, value) in qs.iter_mut().zip(values) {
-            *code = (value / scale).round_ties_even() as i8;
+            *code = (f64::from(*value) / exact).round_ties_even() as i8;
         }
     }
     BlockQ8_0 { d: F16Bytes(<f16 as Half>::narrow(scale).to_le_bytes()), qs }

@@ -95,7 +95,8 @@ impl Input {
             match self.layout {
                 InputLayout::RowMajor => self.view.load([row], &mut out[..self.k]),
                 InputLayout::HeadMajor => {
-                    for (head, out) in out[..self.k].chunks_exact_mut(self.view.last()).enumerate() {
+                    for (head, out) in out[..self.k].chunks_exact_mut(self.view.last()).enumerate()
+                    {
                         self.view.load([head, row], out);
                     }
                 }
@@ -106,9 +107,8 @@ impl Input {
     fn key(&self, layout: Layout) -> Held {
         let outer = self.view.rank() - 1;
         let start = self.view.start() as usize;
-        let span: usize = (0..outer)
-            .map(|axis| (self.view.extent(axis) - 1) * self.view.stride(axis))
-            .sum();
+        let span: usize =
+            (0..outer).map(|axis| (self.view.extent(axis) - 1) * self.view.stride(axis)).sum();
         let strides = [self.view.stride(0), self.view.stride(outer - 1)];
         let key = PackKey {
             start,
@@ -136,8 +136,7 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
         let width = columns.len();
         let bytes = layout.parts(width).bytes;
         // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
         let mut tile = TileBytes { bytes, width };
         let [x] = scratch.floats([layout.depth]);
         with_simd!(isa, s => s.run(#[inline(always)] || {
@@ -239,8 +238,7 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
     let input = Input::new(op.input, InputLayout::RowMajor);
     let (output, m) = (OutputRows::Matrix(op.output), input.m);
     let gate = Product { weights: Weights::new(&op.gate, 0), gate: None, output, m };
-    let up =
-        Product { weights: Weights::new(&op.up, 0), gate: Some(op.activation), output, m };
+    let up = Product { weights: Weights::new(&op.up, 0), gate: Some(op.activation), output, m };
     lower(input, vec![gate, up], op.precision, lowering);
 }
 

@@ -141,9 +141,8 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         let Some(group) = (unsafe { table.group(index) }) else { return };
         let layout = layout_of(group.len as usize);
         // SAFETY: the group's part of the workspace is this task's alone.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(packed_of(&table, index), layout.bytes())
-        };
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(packed_of(&table, index), layout.bytes()) };
         let mut tile = TileBytes { bytes, width: layout.columns };
         let [x] = scratch.floats([layout.depth]);
         x.fill(0.0);

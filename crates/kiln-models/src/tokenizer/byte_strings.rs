@@ -30,6 +30,12 @@ impl ByteStrings {
         self.ends.push(self.bytes.len());
     }
 
+    /// Gives back memory that was reserved for more strings.
+    pub fn shrink_to_fit(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     /// The string at `index`, or `None` past the end.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let end = *self.ends.get(index)?;

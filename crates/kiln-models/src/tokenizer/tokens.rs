@@ -26,7 +26,7 @@ pub(super) fn byte_token_text(byte: u8) -> Vec<u8> {
 impl Tokens {
     /// Indexes `texts`; `kinds` has one element for each of them.
     pub(super) fn new(
-        texts: ByteStrings,
+        mut texts: ByteStrings,
         kinds: Vec<TokenKind>,
         alphabet: Alphabet,
         unknown: Option<u32>,
@@ -57,6 +57,8 @@ impl Tokens {
             append_bytes(text, kind, alphabet, &mut scratch);
             bytes.push(&scratch);
         }
+        texts.shrink_to_fit();
+        bytes.shrink_to_fit();
         let longest = texts.iter().map(<[u8]>::len).max().unwrap_or(0);
         Self { texts, kinds, bytes, index, longest, unknown }
     }

@@ -82,7 +82,7 @@ impl Q8_0 {
     unsafe fn scale<S: Simd>(s: S, block: *const u8) -> S::F {
         // SAFETY: a block starts with its scale.
         let bytes = unsafe { block.cast::<[u8; 2]>().read() };
-        s.splat(s.half_to_float(u16::from_le_bytes(bytes)))
+        s.splat_f16(u16::from_le_bytes(bytes))
     }
 }
 

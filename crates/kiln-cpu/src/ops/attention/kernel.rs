@@ -217,10 +217,7 @@ impl Scores {
 
     /// `K` keys are reduced together, `J` of them held in registers at once.
     #[inline(always)]
-    unsafe fn by<S: Simd, E: Element, const R: usize, const J: usize, const K: usize>(
-        &self,
-        s: S,
-    ) {
+    unsafe fn by<S: Simd, E: Element, const R: usize, const J: usize, const K: usize>(&self, s: S) {
         for first in (0..self.count).step_by(K) {
             let mut products = [s.splat(0.0); LANES];
             for group in (0..K).step_by(J) {

@@ -6,8 +6,6 @@ mod mask;
 mod problem;
 mod softmax;
 mod split;
-#[cfg(test)]
-mod tests;
 mod tiles;
 
 use crate::exec::Lowering;
@@ -94,5 +92,20 @@ pub(super) fn cached_attention(op: &CachedAttention<View>, lowering: &mut Loweri
     match select(tokens) {
         Route::Split => split::lower(problem, lowering),
         Route::Tiles => tiles::lower(problem, lowering),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes() {
+        for tokens in [1, 2, 8] {
+            assert_eq!(select(tokens), Route::Split);
+        }
+        for tokens in [9, 16, 512] {
+            assert_eq!(select(tokens), Route::Tiles);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Few query rows: one pass over a cache, split by keys.
 //!
-//! Ranges of keys start at multiples of their length, which the capacity alone decides. A range
-//! gives every row a record; whoever finishes the last range of a head merges the records in the
-//! order of the ranges, so that neither threads nor the other rows of the call show in the bits.
+//! Ranges of keys start at multiples of their length, which the shape of the cache and the heads
+//! decide. A range gives every row a record; whoever finishes the last range of a head merges the
+//! records in the order of the ranges. So neither threads nor the other rows of the call show in the
+//! bits.
 
 use super::element::{Element, F16, F32, with_element};
 use super::kernel::{Product, Scores, add_row};
@@ -15,9 +16,11 @@ use kiln_core::DType;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Fewest keys of a range, and most ranges of a cache: records take memory.
+/// Fewest keys of a range.
 const MIN_RANGE: usize = 256;
-const MAX_RANGES: usize = 256;
+
+/// Most bytes of the records of all ranges, whatever the number of tokens.
+const MAX_RECORDS: usize = 32 << 20;
 
 /// Tasks that even out differences between threads.
 const TASKS_PER_THREAD: usize = 4;
@@ -39,7 +42,10 @@ struct Split {
 
 impl Split {
     fn new(problem: &Problem, capacity: usize, ring: bool) -> Self {
-        let range = capacity.div_ceil(MAX_RANGES).next_power_of_two().max(MIN_RANGE);
+        let rows = problem.kv_heads * problem.group * super::MAX_SPLIT_TOKENS;
+        let records = rows * (HEADER + problem.padded()) * size_of::<f32>();
+        let ranges = (MAX_RECORDS / records).max(1);
+        let range = capacity.div_ceil(ranges).next_power_of_two().max(MIN_RANGE);
         let window = problem.window.map_or(usize::MAX, |w| w.saturating_add(problem.tokens - 1));
         // Wherever the keys start.
         let most = (capacity.min(window) - 1).div_ceil(range) + 1;
@@ -78,9 +84,10 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
             let keys = keys.start.max(base)..keys.end.min(base + split.range);
             let mut part = Part::new(&problem, span, head, base..keys.end, scratch);
             let step = problem.rows() * record;
-            let records = workspace.as_ref().filter(|_| ranges.len() > 1).map(|workspace| {
-                workspace.start().cast::<f32>().wrapping_add(head * head_records)
-            });
+            let records = workspace
+                .as_ref()
+                .filter(|_| ranges.len() > 1)
+                .map(|workspace| workspace.start().cast::<f32>().wrapping_add(head * head_records));
             let own = match records {
                 Some(records) => records.wrapping_add(index * step),
                 None => part.records.as_mut_ptr(),
@@ -93,11 +100,8 @@ pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
                 }));
                 if done[head].fetch_add(1, Ordering::AcqRel) + 1 == ranges.len() {
                     done[head].store(0, Ordering::Relaxed);
-                    let records = Records {
-                        start: records.unwrap_or(own),
-                        count: ranges.len(),
-                        step,
-                    };
+                    let records =
+                        Records { start: records.unwrap_or(own), count: ranges.len(), step };
                     with_float_simd!(isa, s => s.run(#[inline(always)] || part.merge(s, records)));
                 }
             }
@@ -216,7 +220,12 @@ impl<'a> Part<'a> {
 
     /// Address and stride in bytes of keys or values, converted where they must be.
     #[inline(always)]
-    unsafe fn source<S: Simd>(&mut self, s: S, rows: Rows, piece: Range<usize>) -> (*const u8, usize) {
+    unsafe fn source<S: Simd>(
+        &mut self,
+        s: S,
+        rows: Rows,
+        piece: Range<usize>,
+    ) -> (*const u8, usize) {
         let from = rows.row([0, self.head, self.span.slot(piece.start)]).cast_const();
         if self.direct {
             return (from, rows.stride());
@@ -381,18 +390,42 @@ impl<'a> Part<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::tests::cache_problem;
+    use crate::view::View;
+
+    /// An attention against a cache without memory, for what only looks at shapes.
+    fn cache_problem(tokens: usize, window: Option<usize>) -> Problem {
+        let tensor = kiln_reference::device().tensor(DType::F32, [tokens, 1, 8]).unwrap();
+        let view = View::new(std::ptr::null_mut(), &tensor);
+        let rows = Rows::single(&view, [1, 0]);
+        Problem {
+            q: rows,
+            k: rows,
+            v: rows,
+            output: rows,
+            keys: Keys::Given { len: 0, offset: 0 },
+            mask: None,
+            sinks: None,
+            batch: 1,
+            kv_heads: 1,
+            group: 1,
+            tokens,
+            scale: 1.0,
+            softcap: None,
+            causal: true,
+            window,
+        }
+    }
 
     #[test]
     fn a_split_covers_what_can_be_seen() {
-        for capacity in [1, 100, 256, 257, 1000, 4096, 100_000, 200_000] {
+        for capacity in [1, 100, 256, 257, 1000, 4096, 100_000, 10_000_000] {
             for window in [None, Some(1), Some(255), Some(700), Some(5000)] {
                 for (tokens, ring) in [(1, false), (8, false), (1, true), (8, true)] {
                     let problem = cache_problem(tokens, window);
                     let split = Split::new(&problem, capacity, ring);
-                    assert!(split.range >= MIN_RANGE && split.most <= MAX_RANGES + 1);
+                    assert!(split.range >= MIN_RANGE && split.range.is_power_of_two());
                     let last = if ring { 3 * capacity + 1000 } else { capacity };
-                    for len in (tokens..=last).step_by((last / 500).max(1)) {
+                    for len in (tokens..=last).step_by((last / 5000).max(1)) {
                         let slots = capacity;
                         let first = len.saturating_sub(capacity);
                         let span = Span { first, end: len, query: len - tokens, slots };

@@ -308,12 +308,7 @@ impl<'a> Tile<'a> {
 
     /// Turns the scores of a block into weights; returns what the sums so far are multiplied by.
     #[inline(always)]
-    unsafe fn update<S: Simd>(
-        &mut self,
-        s: S,
-        first: usize,
-        vectors: Range<usize>,
-    ) -> [f32; ROWS] {
+    unsafe fn update<S: Simd>(&mut self, s: S, first: usize, vectors: Range<usize>) -> [f32; ROWS] {
         let max = &mut self.max[first..first + ROWS];
         let mut differences = [0f32; LANES];
         let mut factors = [0f32; ROWS];
