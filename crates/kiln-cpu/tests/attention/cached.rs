@@ -101,7 +101,7 @@ impl Cached {
 
 #[test]
 fn every_length() {
-    let devices = every_set(2);
+    let devices = every_set(1);
     for len in 1..=300 {
         for tokens in [1, 4, 9 + len % 32] {
             if tokens <= len {
@@ -126,7 +126,7 @@ fn long_caches() {
 
 #[test]
 fn every_number_of_tokens_and_heads() {
-    let devices = every_set(2);
+    let devices = every_set(1);
     for tokens in 1..=40 {
         for (heads, kv_heads) in [(1, 1), (3, 1), (6, 2), (8, 1), (5, 5)] {
             let len = 40 + tokens;
@@ -153,7 +153,7 @@ fn every_type_and_dimension() {
 
 #[test]
 fn windows_softcaps_and_sinks() {
-    let devices = every_set(2);
+    let devices = every_set(1);
     for tokens in [1, 7, 33] {
         for window in [None, Some(1), Some(5), Some(64), Some(400)] {
             for softcap in [None, Some(1.5)] {
@@ -168,7 +168,7 @@ fn windows_softcaps_and_sinks() {
 
 #[test]
 fn rings() {
-    let devices = every_set(2);
+    let devices = every_set(1);
     for capacity in [20, 67, 300, 1000] {
         for len in [19, 20, 21, 66, 68, 150, 301, 777, 1000, 2500] {
             for tokens in [1, 3, 12, 19] {
@@ -183,7 +183,7 @@ fn rings() {
 
 #[test]
 fn a_chunk_longer_than_its_ring_leaves_queries_without_keys() {
-    let devices = every_set(2);
+    let devices = every_set(1);
     for (tokens, len) in [(7, 7), (7, 100), (30, 30), (30, 100)] {
         Cached { tokens, len, capacity: 5, ring: true, ..CACHED }.check(&devices);
     }
@@ -293,7 +293,7 @@ fn a_token_at_a_time_gives_the_bits_of_a_few() {
 
 #[test]
 fn a_masked_value_that_is_not_finite_does_not_spread() {
-    for device in every_set(2) {
+    for device in every_set(1) {
         for tokens in [4, 20] {
             let (len, dim) = (30, 24);
             let ones = vec![1.0; len * dim];
