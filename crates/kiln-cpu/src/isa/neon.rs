@@ -435,6 +435,11 @@ impl<P: Product> Simd for Neon<P> {
     }
 
     #[inline(always)]
+    fn splat_f16(self, bits: u16) -> Self::F {
+        compute!([widen_halves(vdup_n_u16(bits)); 4])
+    }
+
+    #[inline(always)]
     fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F {
         both(v, value, |v, value| {
             compute!({
