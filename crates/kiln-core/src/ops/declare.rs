@@ -97,7 +97,8 @@ macro_rules! op_enum {
         /// resolved view when it executes.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Op<T> {
-            $(#[doc = concat!("See [`", stringify!($Name), "`].")] $Name($Name<T>),)*
+            $(#[doc = concat!("See [`", stringify!($Name), "`](struct@", stringify!($Name), ").")]
+             $Name($Name<T>),)*
         }
 
         impl<T> Op<T> {
