@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Type-checks the whole workspace for aarch64-apple-darwin on Linux, without Xcode or a linker.
-# Debian carries a compiler together with the sources of its standard library, which cargo builds
-# for the target first. Needs root and Debian's package registry where the two are not installed.
+# Type-checks the whole workspace for Apple Silicon on a Debian machine. The compiler and the standard
+# library's source are Debian's; cargo is the one on the path. Installing needs root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(rustc-web rust-web-src)
-if ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+installed() { dpkg -s "${packages[@]}" 2>/dev/null | grep -c '^Status: install ok installed$' || true; }
+if [ "$(installed)" -ne "${#packages[@]}" ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    dpkg --configure -a
+    apt-get -o DPkg::Lock::Timeout=300 update -qq
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${packages[@]}"
 fi
 
-RUSTC=$(dpkg -L rustc-web | grep 'bin/rustc$')
-export RUSTC RUSTC_BOOTSTRAP=1
-cargo check --workspace --target aarch64-apple-darwin -Zbuild-std=std,panic_abort \
-    --target-dir target/darwin
+RUSTC=$(dpkg -L rustc-web | grep -x '.*/bin/rustc')
+# No compiled standard library for this target is installed: cargo checks it first, which it only
+# does for a compiler that accepts unstable flags.
+export RUSTC RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/darwin"
+cargo check -Zbuild-std=std,panic_abort --target aarch64-apple-darwin --workspace
