@@ -314,6 +314,19 @@ impl Isa {
     }
 }
 
+/// Asks for the cache line of an address that will be read soon. Any address is fine.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which cannot fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Evaluates an expression, generic over the token, for the chosen instruction set.
 macro_rules! with_simd {
     ($isa:expr, $simd:ident => $work:expr) => {
