@@ -97,6 +97,9 @@ impl From<ModelError> for CliError {
                 "the context would need {needed} tokens, its capacity is {capacity}: \
                  shorten the input or give --ctx {needed} or more"
             )),
+            ModelError::Snapshot { .. } => {
+                Self::new(format_args!("{error}: give another --prompt-cache, or delete the file"))
+            }
             ModelError::Token { index, token, vocab } => Self::new(format_args!(
                 "token {index} of the input is {token}, the model has {vocab} tokens: \
                  use tokens made with the tokenizer of this model"

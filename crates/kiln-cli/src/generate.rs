@@ -8,7 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kiln_models::chat::{ChatOptions, ChatTemplate, CivilTime, Message};
 use kiln_models::tokenizer::{EncodeOptions, Tokenizer};
-use kiln_models::{Finish, GenerateOptions, Generation, Generator, SamplerOptions, SessionOptions};
+use kiln_models::{
+    Finish, GenerateOptions, Generation, Generator, ModelError, SamplerOptions, Session,
+    SessionOptions,
+};
 
 use crate::args::{self, ArithmeticArgs, DeviceArgs, ModelArg};
 use crate::error::CliError;
@@ -22,6 +25,7 @@ Examples:
   kiln generate -m model.gguf --chat -p \"Write a haiku about rain.\" --seed 7
   kiln generate -m model.gguf --prompt-file story.txt -n 512 --ctx 4096 > continued.txt
   echo \"To be, or not to\" | kiln generate -m model.gguf --prompt-file -
+  kiln generate -m model.gguf --prompt-file long.txt --prompt-cache long.cache
 
 Standard output gets the generated text only, piece by piece; standard error gets a line of speeds
 at the end.
@@ -57,6 +61,9 @@ pub(crate) struct Args {
     /// Tokens of context; enough for the prompt and -n if not given
     #[arg(long, value_name = "N", value_parser = args::context())]
     ctx: Option<usize>,
+    /// Keep the context in this file: what a later prompt shares with it is not run again
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -112,9 +119,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     session.prepare(prompt.len())?;
     let load = started.elapsed();
 
+    let reused = args.restore(&mut session, &prompt)?;
+    let prompt = &prompt[reused..];
     let bar = output::bar(prompt.len() as u64, "prompt [{bar:40}] {pos}/{len} tokens");
     let limits = GenerateOptions { max_tokens: args.max_tokens as usize, ignore_end: false };
-    let generator = Generator::new_with(&mut session, &tokenizer, &prompt, limits, |done, _| {
+    let generator = Generator::new_with(&mut session, &tokenizer, prompt, limits, |done, _| {
         bar.set_position(done as u64);
         ControlFlow::Continue(())
     });
@@ -124,7 +133,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         false => tokenizer.decoder().continuing(),
     };
     let generation = stream(generator?.with_decoder(decoder))?;
-    let line = summary(&generation, load, options.context);
+    let mut line = summary(&generation, load, options.context);
+    if let Some(path) = &args.prompt_cache {
+        session.save(path)?;
+        line = format!("{line} | {} reused", output::plural(reused, "token"));
+    }
     eprintln!("{}", output::Style::of_stderr().quiet(&line));
     Ok(ExitCode::SUCCESS)
 }
@@ -193,6 +206,19 @@ impl Args {
             text.pop();
         }
         Ok(text)
+    }
+
+    /// Takes up a saved context; returns how many tokens of the prompt it holds.
+    fn restore(&self, session: &mut Session, prompt: &[u32]) -> Result<usize, CliError> {
+        match &self.prompt_cache {
+            Some(path) if path.exists() => match session.restore(path) {
+                Ok(_) => Ok(session.rewind_to_common(prompt)),
+                // What was saved is longer than this run needs: it starts afresh.
+                Err(ModelError::ContextFull { .. }) => Ok(0),
+                Err(error) => Err(error.into()),
+            },
+            _ => Ok(0),
+        }
     }
 
     fn encode(

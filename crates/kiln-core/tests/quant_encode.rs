@@ -1,5 +1,8 @@
 //! Block encoding: errors of seeded rows, hard inputs, rejected inputs.
 
+// Miri takes hours for these searches, which have no unsafe code.
+#![cfg(not(miri))]
+
 use kiln_core::DType;
 use kiln_core::quant::{QuantError, dequantize_row, quantize_row};
 

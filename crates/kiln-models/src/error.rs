@@ -65,6 +65,16 @@ pub enum ModelError {
         /// Tokens in the context.
         held: usize,
     },
+    /// A saved context that does not fit the session.
+    #[error("the saved context does not fit this session: {what}: expected {expected}, got {got}")]
+    Snapshot {
+        /// What differs.
+        what: &'static str,
+        /// What the session has.
+        expected: String,
+        /// What the file has.
+        got: String,
+    },
     /// An option has a value that cannot be used.
     #[error("option {option}: expected {expected}, got {got}")]
     Option {

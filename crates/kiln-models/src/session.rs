@@ -1,5 +1,7 @@
 //! A session: a model, its caches and a place in the context.
 
+mod snapshot;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

@@ -92,6 +92,26 @@ fn exact_arithmetic_and_other_caches_run() {
 }
 
 #[test]
+fn a_prompt_cache_is_written_and_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cache");
+    let cache = ["--prompt-cache", path.to_str().unwrap(), "--ctx", "64"];
+    let run = |prompt| generate(&[&[prompt, "-n", "6", "--temp", "0"], &cache[..]].concat());
+    let first = run("hello hello hello");
+    assert!(first.stderr.contains("| 0 tokens reused"), "{first:?}");
+    let second = run("hello hello hello");
+    assert!(!second.stderr.contains("| 0 tokens reused"), "{second:?}");
+    assert_eq!(first.ok(), second.ok());
+    run("hello there").ok();
+
+    let other = fixture("qwen3.gguf");
+    let arguments = [&["generate", "-m", &other, "hello"], &cache[..]].concat();
+    kiln(&arguments).error_with(&["saved context", "model", "delete the file"]);
+    std::fs::write(&path, "not a cache").unwrap();
+    run("hello").error_with(&["cache"]);
+}
+
+#[test]
 fn every_architecture_runs() {
     for name in ["llama", "llama_tied", "qwen2", "qwen3", "gemma3"] {
         let model = fixture(&format!("{name}.gguf"));

@@ -297,3 +297,66 @@ fn a_session_gives_its_memory_back() {
     drop(dropped);
     assert_eq!(device.memory().live, before);
 }
+
+#[test]
+fn a_saved_context_continues_as_if_it_had_been_run() {
+    let directory = tempfile::tempdir().unwrap();
+    for device in devices() {
+        for name in NAMES {
+            let (model, tokens) = (model(&device, name), expected(name).tokens);
+            for kv_dtype in [DType::F32, DType::F16, DType::BF16] {
+                let options = SessionOptions { kv_dtype, chunk: 16, ..exact() };
+                let path = directory.path().join(format!("{}-{name}-{kv_dtype}", device.name()));
+                let go_on = |session: &mut Session| {
+                    let mut chosen = vec![session.prefill(&tokens[16..]).unwrap()];
+                    chosen.extend((0..6).map(|_| session.step().unwrap()));
+                    (chosen, session.logits().unwrap(), session.tokens().to_vec())
+                };
+                let mut first = session(&model, options);
+                first.prefill(&tokens[..16]).unwrap();
+                first.save(&path).unwrap();
+                let mut second = session(&model, SessionOptions { context: 50, ..options });
+                second.prefill(&[3, 4, 5]).unwrap();
+                assert_eq!(second.restore(&path).unwrap(), 16);
+                assert_eq!(go_on(&mut second), go_on(&mut first), "{} {name}", device.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_saved_context_that_does_not_fit_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("context");
+    let device = kiln_reference::device();
+    let mut saved = session(&model(&device, "llama"), exact());
+    assert!(matches!(saved.save(&path), Err(ModelError::TooFewTokens { .. })));
+    saved.prefill(&expected("llama").tokens[..20]).unwrap();
+    let bytes = saved.save(&path).unwrap();
+    assert_eq!(bytes, std::fs::metadata(&path).unwrap().len());
+
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama.gguf");
+    let with = |name, options| session(&model(&device, name), options);
+    let what = |session: &mut Session, path: &std::path::Path| {
+        session.prefill(&[1, 2]).unwrap();
+        let error = session.restore(path).unwrap_err();
+        assert_eq!(session.tokens(), [1, 2]);
+        assert!(session.step().is_ok());
+        match error {
+            ModelError::Snapshot { what, .. } => what,
+            ModelError::ContextFull { .. } => "too long",
+            other => panic!("{other}"),
+        }
+    };
+    assert_eq!(what(&mut with("llama_tied", exact()), &path), "model");
+    let short = SessionOptions { context: 19, ..exact() };
+    assert_eq!(what(&mut with("llama", short), &path), "too long");
+    let halves = SessionOptions { kv_dtype: DType::F16, ..exact() };
+    assert_eq!(what(&mut with("llama", halves), &path), "type of the cache");
+    assert_eq!(what(&mut with("llama", exact()), fixture.as_ref()), "contents");
+    let mut cut = std::fs::read(&path).unwrap();
+    cut.truncate(cut.len() / 2);
+    std::fs::write(&path, cut).unwrap();
+    let cut = with("llama", exact()).restore(&path);
+    assert!(matches!(cut, Err(ModelError::Format(_))));
+}
