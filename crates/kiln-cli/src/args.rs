@@ -1,12 +1,14 @@
 //! Arguments that several commands share.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use kiln::format::Gguf;
 use kiln::ops::Precision;
 use kiln::prelude::*;
 
 use crate::error::CliError;
+use crate::{bundled, output};
 
 /// Largest number of threads that is believed.
 const MAX_THREADS: usize = 1024;
@@ -16,23 +18,29 @@ const MAX_CONTEXT: u64 = i32::MAX as u64;
 /// The model file.
 #[derive(clap::Args)]
 pub(crate) struct ModelArg {
-    /// The model, a GGUF file; of a split model the first part
+    /// The model, a GGUF file; of a split model the first part. Without it, a small model of stories
+    /// that ships with kiln
     #[arg(short, long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
 }
 
 impl ModelArg {
-    pub(crate) fn path(&self) -> Result<&Path, CliError> {
-        self.given().ok_or_else(|| {
-            CliError::new(
-                "no model given: use -m FILE with a GGUF file; \
-                 `python3 tools/fetch_smollm2.py` downloads a small one",
-            )
-        })
+    /// The file given, or else the model that ships with the command.
+    pub(crate) fn open(&self) -> Result<Gguf, CliError> {
+        match &self.model {
+            Some(path) => Ok(Gguf::open(path)?),
+            None => bundled::open(),
+        }
     }
 
-    pub(crate) fn given(&self) -> Option<&Path> {
-        self.model.as_deref()
+    /// What to call the model in a line of text.
+    pub(crate) fn name(&self) -> String {
+        match &self.model {
+            Some(path) => {
+                output::printable(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
+            }
+            None => bundled::NAME.to_owned(),
+        }
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", group = "input")]
     prompt_file: Option<PathBuf>,
     /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
     max_tokens: u32,
     /// Answer the prompt as a message of a conversation
     #[arg(long)]
@@ -101,11 +101,10 @@ impl SamplingArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let path = args.model.path()?;
     let text = args.prompt()?;
     let started = Instant::now();
     let device = args.device.open()?;
-    let model = load::open(path)?;
+    let model = load::open(&args.model)?;
     let tokenizer = model.tokenizer()?;
     let prompt = args.encode(&text, &model, &tokenizer)?;
     let options = SessionOptions {

@@ -10,6 +10,8 @@ use kiln_models::chat::{ChatError, ChatTemplate};
 use kiln_models::tokenizer::Tokenizer;
 use kiln_models::{ModelConfig, Preflight, SessionOptions};
 
+use crate::args::ModelArg;
+use crate::bundled;
 use crate::error::CliError;
 use crate::memory;
 use crate::output::{self, Style, Table, bytes, plural, printable};
@@ -24,8 +26,8 @@ Examples:
 
 Only the header is read. Any GGUF file can be inspected, whether Kiln can run it or not.")]
 pub(crate) struct Args {
-    /// The file; of a split model the first part
-    file: PathBuf,
+    /// The file; of a split model the first part. Without it, the model that ships with kiln
+    file: Option<PathBuf>,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -38,13 +40,14 @@ const SHOWN: usize = 4;
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let file = Gguf::open(&args.file)?;
+    let model = ModelArg { model: args.file.clone() };
+    let file = model.open()?;
     let preflight = Preflight::of(&file);
     let tokenizer = Tokenizer::from_gguf(&file);
     let mut out = io::stdout().lock();
     let style = Style::of_stdout();
 
-    writeln!(out, "{}", style.heading(&printable(&args.file.to_string_lossy())))?;
+    writeln!(out, "{}", style.heading(&title(args)))?;
     let mut facts = Facts::default();
     describe_file(&mut facts, &file);
     match &preflight.config {
@@ -72,6 +75,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     writeln!(out)?;
     verdict(&mut out, style, &preflight, tokenizer.err().map(|error| error.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn title(args: &Args) -> String {
+    match &args.file {
+        Some(path) => printable(&path.to_string_lossy()),
+        None => bundled::NAME.to_owned(),
+    }
 }
 
 /// Names and values, in two columns.

@@ -1,7 +1,6 @@
 //! Opening and loading models.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use kiln::format::Gguf;
 use kiln::prelude::*;
@@ -21,8 +20,8 @@ pub(crate) struct Checked {
 }
 
 /// Opens a model and checks its header.
-pub(crate) fn open(path: &Path) -> Result<Checked, CliError> {
-    let file = Gguf::open(path)?;
+pub(crate) fn open(model: &ModelArg) -> Result<Checked, CliError> {
+    let file = model.open()?;
     let preflight = Preflight::of(&file);
     let trained = preflight.clone().into_config()?.context_length;
     Ok(Checked { file, preflight, trained })
@@ -99,11 +98,9 @@ impl SourceArgs {
             ..SessionOptions::default()
         };
         let Some(shape) = self.shape.as_deref().and_then(ModelShape::from_name) else {
-            let path = self.model.path()?;
             let device = self.device.open()?;
-            let session = open(path)?.session(&device, options)?;
-            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-            return Ok((session, output::printable(&name)));
+            let session = open(&self.model)?.session(&device, options)?;
+            return Ok((session, self.model.name()));
         };
         let device = self.device.open()?;
         let blocks = shape.config().parameters() / self.quant.block_len() as u64;

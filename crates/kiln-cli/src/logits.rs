@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let model = load::open(args.model.path()?)?;
+    let model = load::open(&args.model)?;
     let tokens = read_tokens(&args.tokens)?;
     let device = args.device.open()?;
     let options = SessionOptions {

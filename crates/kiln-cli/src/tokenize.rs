@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use kiln::format::Gguf;
 use kiln_models::tokenizer::{EncodeOptions, Tokenizer};
 
 use crate::args::ModelArg;
@@ -34,7 +33,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let file = Gguf::open(args.model.path()?)?;
+    let file = args.model.open()?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
     let options = EncodeOptions { add_special: !args.bare, parse_special: !args.literal };
     let tokens = tokenizer.encode(&args.text, options);

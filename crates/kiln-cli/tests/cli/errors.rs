@@ -3,9 +3,19 @@
 use crate::support::{fixture, kiln};
 
 #[test]
-fn without_a_model_the_error_says_where_to_get_one() {
-    for command in [&["generate", "hi"][..], &["bench"], &["profile"], &["tokenize", "hi"]] {
-        kiln(command).error_with(&["-m FILE", "tools/fetch_smollm2.py"]);
+fn without_a_model_the_one_that_ships_is_used_and_named() {
+    let commands = [
+        &["generate", "Once upon a time", "-n", "4"][..],
+        &["bench", "-p", "4", "-n", "2", "-r", "1"],
+        &["profile", "-p", "4", "-n", "1"],
+        &["tokenize", "hi"],
+        &["inspect"],
+    ];
+    for command in commands {
+        let run = kiln(command);
+        let first = run.stderr.lines().next().unwrap_or_default().to_owned();
+        assert!(first.contains("ships with kiln") && first.contains("-m FILE"), "{run:?}");
+        run.ok();
     }
 }
 

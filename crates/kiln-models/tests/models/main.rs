@@ -6,4 +6,5 @@ mod preflight;
 mod quantize;
 mod session;
 mod shapes;
+mod story;
 mod support;
