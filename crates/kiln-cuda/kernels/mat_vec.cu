@@ -1,0 +1,126 @@
+// Products of few rows with quantised weights: a warp for each few rows of the weight, integer dot
+// products with activations in 8 bits.
+//
+// A lane takes blocks lane, lane + 32, ... of a row, in order, and the lanes are summed by halving:
+// the bits of a result do not depend on how many rows a warp or a launch has.
+
+template <class W> struct Dot {
+    // Adds block `b` of the weight times block `b` of the activations.
+    static __device__ __forceinline__ float add(const int (&w)[8], const Scales& s, const int4& lo, const int4& hi, const float4& x, float acc) {
+        int low = 0, high = 0;
+        low = __dp4a(w[0], lo.x, low); low = __dp4a(w[1], lo.y, low);
+        low = __dp4a(w[2], lo.z, low); low = __dp4a(w[3], lo.w, low);
+        if (!W::HALVES) high = low;
+        high = __dp4a(w[4], hi.x, high); high = __dp4a(w[5], hi.y, high);
+        high = __dp4a(w[6], hi.z, high); high = __dp4a(w[7], hi.w, high);
+        if (W::HALVES) {
+            acc = fmaf(s.a[0] * x.x, float(low), acc);
+            acc = fmaf(s.a[1] * x.x, float(high), acc);
+        } else {
+            acc = fmaf(s.a[0] * x.x, float(high), acc);
+        }
+        if (W::OFFSET) {
+            if (W::HALVES) {
+                acc = fmaf(s.c[0], x.y, acc);
+                acc = fmaf(s.c[1], x.z, acc);
+            } else {
+                acc = fmaf(s.c[0], x.y + x.z, acc);
+            }
+        }
+        return acc;
+    }
+};
+
+// M rows of activations, R rows of a warp, U blocks of a lane in flight.
+template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(const MatVecArgs& args) {
+    constexpr int MATRICES = GATED ? 2 : 1;
+    const u32 lane = threadIdx.x & 31;
+    const u64 first = (u64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5)) * R;
+    if (first >= args.n) return;
+    const u64 slot = blockIdx.y;
+    u64 expert_block = 0;
+    float* output = (float*)args.output;
+    const u8* x = (const u8*)args.activations;
+    if (args.ids) {
+        u64 token = slot / args.top_k, place = slot % args.top_k;
+        u64 id = *(const u32*)(args.ids + token * args.ids_stride + place * 4);
+        output = (float*)(args.output + token * args.output_stride + place * args.output_stride_slot);
+        if (id >= args.experts) {
+            if (lane == 0) for (int r = 0; r < R; ++r) if (first + r < args.n) output[first + r] = NAN_F;
+            return;
+        }
+        expert_block = id * args.n * args.blocks;
+        x += slot / args.slots_per_row * args.blocks * 48;
+    }
+    const u32 blocks = args.blocks;
+    const Planes planes[2] = {
+        {(const u8*)args.q, (const u8*)args.h, (const u8*)args.s, (const u8*)args.d},
+        {(const u8*)args.up_q, (const u8*)args.up_h, (const u8*)args.up_s, (const u8*)args.up_d},
+    };
+    u64 start[R];
+    #pragma unroll
+    for (int r = 0; r < R; ++r) start[r] = expert_block + min(first + r, u64(args.n - 1)) * blocks;
+
+    float acc[MATRICES][R][M] = {};
+    for (u32 base = lane; base < blocks; base += 32 * U) {
+        typename W::Raw raw[MATRICES][U][R];
+        #pragma unroll
+        for (int u = 0; u < U; ++u) {
+            u32 b = base + 32 * u;
+            if (b < blocks) {
+                #pragma unroll
+                for (int g = 0; g < MATRICES; ++g)
+                    #pragma unroll
+                    for (int r = 0; r < R; ++r) raw[g][u][r] = W::load(planes[g], start[r] + b);
+            }
+        }
+        #pragma unroll
+        for (int u = 0; u < U; ++u) {
+            u32 b = base + 32 * u;
+            if (b < blocks) {
+                int w[MATRICES][R][8];
+                Scales s[MATRICES][R];
+                #pragma unroll
+                for (int g = 0; g < MATRICES; ++g)
+                    #pragma unroll
+                    for (int r = 0; r < R; ++r) {
+                        W::words(raw[g][u][r], w[g][r]);
+                        s[g][r] = W::scales(raw[g][u][r], (start[r] + b) & 7);
+                    }
+                #pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    const u8* row = x + u64(min(m, int(args.m) - 1)) * blocks * 48;
+                    int4 lo = __ldg((const int4*)row + b), hi = __ldg((const int4*)row + blocks + b);
+                    float4 sums = __ldg((const float4*)row + 2 * blocks + b);
+                    #pragma unroll
+                    for (int g = 0; g < MATRICES; ++g)
+                        #pragma unroll
+                        for (int r = 0; r < R; ++r) acc[g][r][m] = Dot<W>::add(w[g][r], s[g][r], lo, hi, sums, acc[g][r][m]);
+                }
+            }
+        }
+    }
+    #pragma unroll
+    for (int r = 0; r < R; ++r) {
+        #pragma unroll
+        for (int m = 0; m < M; ++m) {
+            float y = warp_sum(acc[0][r][m]);
+            if (GATED) {
+                float up = warp_sum(acc[MATRICES - 1][r][m]);
+                y = (args.activation == 0 ? silu(y) : gelu_tanh(y)) * up;
+            }
+            if (lane == 0 && first + r < args.n && m < args.m) {
+                if (args.ids) output[first + r] = y;
+                else ((float*)(args.output + m * args.output_stride))[first + r] = y;
+            }
+        }
+    }
+}
+
+#define INSTANCE(M, R, U) \
+    extern "C" __global__ void __launch_bounds__(128) mat_vec_##M(const __grid_constant__ MatVecArgs args) { mat_vec<WEIGHT, M, R, U, false>(args); } \
+    extern "C" __global__ void __launch_bounds__(128) gated_mat_vec_##M(const __grid_constant__ MatVecArgs args) { mat_vec<WEIGHT, M, 1, R * U / 2, true>(args); }
+INSTANCE(1, 2, 4)
+INSTANCE(2, 2, 2)
+INSTANCE(4, 2, 2)
+INSTANCE(8, 2, 1)
