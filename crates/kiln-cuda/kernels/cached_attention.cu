@@ -47,8 +47,8 @@ struct Span {
     }
 };
 
-// G query heads; CH chunks of 8 values for each lane.
-template <class C, int G, int CH> __device__ void cached_attention(const CachedAttentionArgs& args) {
+// G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight.
+template <class C, int G, int CH, int U> __device__ void cached_attention(const CachedAttentionArgs& args) {
     constexpr int WARPS = 4;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 groups = (args.group + G - 1) / G;
@@ -75,43 +75,64 @@ template <class C, int G, int CH> __device__ void cached_attention(const CachedA
                 q[g][c][e] = i < args.dim ? load_as(args.element, row, i) * args.scale : 0.0f;
             }
     }
-    if (span.valid && begin < end) {
-        const u32 step = WARPS * keys;
-        const i64 aligned = begin / step * step;
-        for (i64 base = aligned; base < end; base += step) {
-            const i64 p = base + warp * keys + lane / lanes;
-            const bool open = p >= begin && p < end;
+    // The merge reads no part without keys.
+    if (!span.valid || begin >= end) return;
+    const i64 step = WARPS * keys;
+    for (i64 base = begin / (step * U) * (step * U); base < end; base += step * U) {
+        float k[U][CH][8], v[U][CH][8];
+        bool open[U];
+        #pragma unroll
+        for (int u = 0; u < U; ++u) {
+            const i64 p = base + u * step + warp * keys + lane / lanes;
+            open[u] = p >= begin && p < end;
             const u64 slot = args.ring ? u64(p) % args.capacity : u64(p);
-            float v[CH][8], score[G] = {};
             #pragma unroll
             for (int c = 0; c < CH; ++c) {
                 u32 i = (at + c * lanes) * 8;
-                float k[8] = {};
                 #pragma unroll
-                for (int e = 0; e < 8; ++e) v[c][e] = 0.0f;
-                if (open && i < args.dim) {
-                    load_keys((const C*)(args.k + kv_head * args.k_stride_h + slot * args.k_stride_s), i, args.wide, k);
-                    load_keys((const C*)(args.v + kv_head * args.v_stride_h + slot * args.v_stride_s), i, args.wide, v[c]);
+                for (int e = 0; e < 8; ++e) k[u][c][e] = v[u][c][e] = 0.0f;
+                if (open[u] && i < args.dim) {
+                    load_keys((const C*)(args.k + kv_head * args.k_stride_h + slot * args.k_stride_s), i, args.wide, k[u][c]);
+                    load_keys((const C*)(args.v + kv_head * args.v_stride_h + slot * args.v_stride_s), i, args.wide, v[u][c]);
                 }
-                #pragma unroll
-                for (int g = 0; g < G; ++g)
-                    #pragma unroll
-                    for (int e = 0; e < 8; ++e) score[g] = fmaf(q[g][c][e], k[e], score[g]);
             }
+        }
+        #pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float score[U], larger = top[g];
             #pragma unroll
-            for (int g = 0; g < G; ++g) {
-                for (u32 o = lanes / 2; o; o >>= 1) score[g] += __shfl_xor_sync(~0u, score[g], o);
-                float s = score[g];
-                if (args.softcap > 0.0f) s = args.softcap * tanhf(s / args.softcap);
-                if (open) {
-                    float larger = fmaxf(top[g], s);
-                    float old = expf(top[g] - larger), weight = expf(s - larger);
-                    top[g] = larger;
-                    sum[g] = fmaf(sum[g], old, weight);
+            for (int u = 0; u < U; ++u) {
+                float s = 0.0f;
+                #pragma unroll
+                for (int c = 0; c < CH; ++c)
+                    #pragma unroll
+                    for (int e = 0; e < 8; ++e) s = fmaf(q[g][c][e], k[u][c][e], s);
+                score[u] = s;
+            }
+            for (u32 o = lanes / 2; o; o >>= 1)
+                #pragma unroll
+                for (int u = 0; u < U; ++u) score[u] += __shfl_xor_sync(~0u, score[u], o);
+            #pragma unroll
+            for (int u = 0; u < U; ++u) {
+                if (args.softcap > 0.0f) score[u] = args.softcap * tanhf(score[u] / args.softcap);
+                if (open[u]) larger = fmaxf(larger, score[u]);
+            }
+            if (larger > -INF) {
+                const float old = expf(top[g] - larger);
+                top[g] = larger;
+                sum[g] *= old;
+                #pragma unroll
+                for (int c = 0; c < CH; ++c)
+                    #pragma unroll
+                    for (int e = 0; e < 8; ++e) out[g][c][e] *= old;
+                #pragma unroll
+                for (int u = 0; u < U; ++u) {
+                    const float weight = open[u] ? expf(score[u] - larger) : 0.0f;
+                    sum[g] += weight;
                     #pragma unroll
                     for (int c = 0; c < CH; ++c)
                         #pragma unroll
-                        for (int e = 0; e < 8; ++e) out[g][c][e] = fmaf(out[g][c][e], old, weight * v[c][e]);
+                        for (int e = 0; e < 8; ++e) out[g][c][e] = fmaf(weight, v[u][c][e], out[g][c][e]);
                 }
             }
         }
@@ -165,7 +186,9 @@ __device__ void merge(const CachedAttentionArgs& args) {
     const float2* statistics = (const float2*)args.statistics + blockIdx.x * u64(args.parts);
     const float* partial = (const float*)args.partial + blockIdx.x * u64(args.parts) * args.dim;
     float all = -INF, total = 0.0f;
-    for (u32 part = 0; part < args.parts; ++part) {
+    const u32 first = span.valid ? u32(span.begin / i64(args.part_keys)) : 0;
+    const u32 end = span.valid ? u32((span.end - 1) / i64(args.part_keys)) + 1 : 0;
+    for (u32 part = first; part < end; ++part) {
         float2 s = statistics[part];
         if (s.y > 0.0f) all = fmaxf(all, s.x);
     }
@@ -175,14 +198,14 @@ __device__ void merge(const CachedAttentionArgs& args) {
         all = fmaxf(all, sink);
         total = expf(sink - all);
     }
-    for (u32 part = 0; part < args.parts; ++part) {
+    for (u32 part = first; part < end; ++part) {
         float2 s = statistics[part];
         if (s.y > 0.0f) total += s.y * expf(s.x - all);
     }
     const u64 output = args.output + token * args.output_stride_t + head * args.output_stride_h;
     for (u32 i = threadIdx.x; i < args.dim; i += blockDim.x) {
         float y = 0.0f;
-        for (u32 part = 0; part < args.parts; ++part) {
+        for (u32 part = first; part < end; ++part) {
             float2 s = statistics[part];
             if (s.y > 0.0f) y += partial[u64(part) * args.dim + i] * expf(s.x - all);
         }
@@ -190,14 +213,18 @@ __device__ void merge(const CachedAttentionArgs& args) {
         if (args.element == ELEMENT_F32) ((float*)output)[i] = y;
         else if (args.element == ELEMENT_F16) ((f16*)output)[i] = from_float<f16>(y);
         else ((bf16*)output)[i] = from_float<bf16>(y);
+        if (args.q8) {
+            const u64 blocks = args.heads * args.dim / 32;
+            store_q8((u8*)args.q8 + token * blocks * 48, blocks, (head * args.dim + i) / 32, y);
+        }
     }
 }
 
 #define INSTANCE(A, C, G, CH) \
-    extern "C" __global__ void __launch_bounds__(128) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH>(args); }
+    extern "C" __global__ void __launch_bounds__(128) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { begin(); cached_attention<C, G, CH, 4 / CH>(args); }
 #define TYPES(G, CH) INSTANCE(f32, float, G, CH) INSTANCE(f16, f16, G, CH) INSTANCE(bf16, bf16, G, CH) INSTANCE(q8_0, Q8, G, CH)
 TYPES(1, 1)
 TYPES(4, 1)
 TYPES(1, 2)
 TYPES(2, 2)
-extern "C" __global__ void cached_attention_merge(const __grid_constant__ CachedAttentionArgs args) { merge(args); }
+extern "C" __global__ void cached_attention_merge(const __grid_constant__ CachedAttentionArgs args) { begin(); merge(args); }

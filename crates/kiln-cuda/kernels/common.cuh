@@ -9,7 +9,24 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-constexpr float INF = __builtin_huge_valf();
+// A kernel may be launched before those that it depends on have ended: it starts with `begin`, or
+// with `release` and then, before it touches what they write, `wait`.
+__device__ __forceinline__ void release() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void begin() {
+    release();
+    wait();
+}
+
+#define INF __int_as_float(0x7f800000)
 #define NAN_F __int_as_float(0x7fffffff)
 
 struct f16 { u16 bits; };
@@ -167,4 +184,43 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
     u32 falling = bits >> 31 ? bits : ~(bits | 0x80000000u);
     u32 order = value != value ? 0xffffffffu : falling;
     return u64(order) << 32 | index;
+}
+
+// A block of 32 activations in 8 bits, a value to each lane of a warp: planes of 16 bytes for the
+// lower and the upper halves of the blocks of a row, then {scale, sum, sum, 0} with the sums of the
+// halves in units of the values.
+__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u64 block, float x) {
+    const u32 lane = threadIdx.x & 31;
+    float largest = warp_max(fabsf(x));
+    int code = largest > 0.0f ? __float2int_rn(x * (127.0f / largest)) : 0;
+    int sum = code;
+    #pragma unroll
+    for (int o = 8; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+    int upper = __shfl_sync(~0u, sum, 16);
+    row[(lane < 16 ? 0 : blocks * 16) + block * 16 + (lane & 15)] = u8(i8(code));
+    float d = largest / 127.0f;
+    if (lane == 0) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
+}
+
+// The same block, four values from `i` on to each of eight neighbouring lanes.
+__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
+    const u32 lane = threadIdx.x & 31, first = lane & 24, mask = 0xffu << first;
+    float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+    #pragma unroll
+    for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
+    int sum = 0;
+    u32 word = 0;
+    #pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        int code = largest > 0.0f ? __float2int_rn(x[e] * (127.0f / largest)) : 0;
+        sum += code;
+        word |= u32(u8(i8(code))) << 8 * e;
+    }
+    sum += __shfl_xor_sync(mask, sum, 1);
+    sum += __shfl_xor_sync(mask, sum, 2);
+    int upper = __shfl_sync(mask, sum, first + 4);
+    const u32 block = i / 32;
+    *(u32*)(row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15)) = word;
+    float d = largest / 127.0f;
+    if (lane == first) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
 }

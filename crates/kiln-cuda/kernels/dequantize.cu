@@ -37,7 +37,7 @@ template <class W> __device__ void dequantize(const TileArgs& args) {
     }
 }
 
-extern "C" __global__ void embed_f32(const __grid_constant__ EmbedArgs args) { embed<WEIGHT, float>(args); }
-extern "C" __global__ void embed_f16(const __grid_constant__ EmbedArgs args) { embed<WEIGHT, f16>(args); }
-extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedArgs args) { embed<WEIGHT, bf16>(args); }
-extern "C" __global__ void dequantize_bf16(const __grid_constant__ TileArgs args) { dequantize<WEIGHT>(args); }
+extern "C" __global__ void embed_f32(const __grid_constant__ EmbedArgs args) { begin(); embed<WEIGHT, float>(args); }
+extern "C" __global__ void embed_f16(const __grid_constant__ EmbedArgs args) { begin(); embed<WEIGHT, f16>(args); }
+extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedArgs args) { begin(); embed<WEIGHT, bf16>(args); }
+extern "C" __global__ void dequantize_bf16(const __grid_constant__ TileArgs args) { begin(); dequantize<WEIGHT>(args); }

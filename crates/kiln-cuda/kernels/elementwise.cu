@@ -37,7 +37,7 @@ template <Kind KIND, class T, class B> __device__ void elementwise(const Element
 }
 
 #define INSTANCE(NAME, KIND, A, T, B, U) \
-    extern "C" __global__ void NAME##_##A##_##B(const __grid_constant__ ElementwiseArgs args) { elementwise<KIND, T, U>(args); }
+    extern "C" __global__ void NAME##_##A##_##B(const __grid_constant__ ElementwiseArgs args) { begin(); elementwise<KIND, T, U>(args); }
 #define TYPES(NAME, KIND) \
     INSTANCE(NAME, KIND, f32, float, f32, float) \
     INSTANCE(NAME, KIND, f16, f16, f16, f16) \

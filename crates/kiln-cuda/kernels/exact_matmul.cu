@@ -49,4 +49,4 @@ template <class W> __device__ void exact_matmul(const TileArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) exact_matmul(const __grid_constant__ TileArgs args) { exact_matmul<WEIGHT>(args); }
+extern "C" __global__ void __launch_bounds__(128) exact_matmul(const __grid_constant__ TileArgs args) { begin(); exact_matmul<WEIGHT>(args); }

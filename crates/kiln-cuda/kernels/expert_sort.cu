@@ -1,6 +1,6 @@
 // Slots in the order of their experts; those whose id names none come last. One block.
 
-extern "C" __global__ void expert_sort(const __grid_constant__ ExpertSortArgs args) {
+extern "C" __global__ void expert_sort(const __grid_constant__ ExpertSortArgs args) { begin();
     u32* offsets = (u32*)args.offsets;
     u32* next = (u32*)args.next;
     u32* list = (u32*)args.list;
@@ -16,7 +16,7 @@ extern "C" __global__ void expert_sort(const __grid_constant__ ExpertSortArgs ar
     if (threadIdx.x == 0) {
         u32 sum = 0;
         for (u32 g = 0; g < groups; ++g) {
-            u32 count = next[g];
+            u32 count = __ldcg(next + g);
             offsets[g] = sum;
             next[g] = sum;
             sum += count;

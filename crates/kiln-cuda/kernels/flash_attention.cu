@@ -259,8 +259,8 @@ template <class T> __device__ void flash_attention_blocks(const FlashBlocksArgs&
 }
 
 #define INSTANCE(A, T, DP, RW, CW, BK) \
-    extern "C" __global__ void __launch_bounds__(RW * CW * 32) flash_attention_##A##_##DP(const __grid_constant__ FlashArgs args) { Flash<T, DP, RW, CW, BK, false>::run(args); } \
-    extern "C" __global__ void __launch_bounds__(RW * CW * 32) flash_attention_##A##_##DP##_split(const __grid_constant__ FlashArgs args) { Flash<T, DP, RW, CW, BK, true>::run(args); }
+    extern "C" __global__ void __launch_bounds__(RW * CW * 32) flash_attention_##A##_##DP(const __grid_constant__ FlashArgs args) { begin(); Flash<T, DP, RW, CW, BK, false>::run(args); } \
+    extern "C" __global__ void __launch_bounds__(RW * CW * 32) flash_attention_##A##_##DP##_split(const __grid_constant__ FlashArgs args) { begin(); Flash<T, DP, RW, CW, BK, true>::run(args); }
 #define TYPES(DP, RW, CW, BK) INSTANCE(f16, f16, DP, RW, CW, BK) INSTANCE(bf16, bf16, DP, RW, CW, BK)
 #if HEAD_DIM == 64
 TYPES(64, 4, 1, 64)
@@ -275,7 +275,7 @@ TYPES(256, 4, 2, 32)
 #elif HEAD_DIM == 512
 TYPES(512, 2, 2, 32)
 #else
-extern "C" __global__ void flash_attention_blocks_u8(const __grid_constant__ FlashBlocksArgs args) { flash_attention_blocks<u8>(args); }
-extern "C" __global__ void flash_attention_blocks_f16(const __grid_constant__ FlashBlocksArgs args) { flash_attention_blocks<f16>(args); }
-extern "C" __global__ void flash_attention_blocks_bf16(const __grid_constant__ FlashBlocksArgs args) { flash_attention_blocks<bf16>(args); }
+extern "C" __global__ void flash_attention_blocks_u8(const __grid_constant__ FlashBlocksArgs args) { begin(); flash_attention_blocks<u8>(args); }
+extern "C" __global__ void flash_attention_blocks_f16(const __grid_constant__ FlashBlocksArgs args) { begin(); flash_attention_blocks<f16>(args); }
+extern "C" __global__ void flash_attention_blocks_bf16(const __grid_constant__ FlashBlocksArgs args) { begin(); flash_attention_blocks<bf16>(args); }
 #endif

@@ -17,15 +17,15 @@ template <class T, int M> __device__ void mat_vec(const FloatMatVecArgs& args) {
     u64 input = args.input;
     float* output = (float*)(args.output) + n;
     if (args.ids) {
-        const u64 slot = blockIdx.y, token = slot / args.top_k, place = slot % args.top_k;
-        u64 id = *(const u32*)(args.ids + token * args.ids_stride + place * 4);
-        output = (float*)(args.output + token * args.output_stride + place * args.output_stride_slot) + n;
+        const u32 slot = blockIdx.y, token = slot / u32(args.top_k), place = slot % u32(args.top_k);
+        u64 id = *(const u32*)(args.ids + u64(token) * args.ids_stride + u64(place) * 4);
+        output = (float*)(args.output + u64(token) * args.output_stride + u64(place) * args.output_stride_slot) + n;
         if (id >= args.experts) {
             if (lane == 0) *output = NAN_F;
             return;
         }
         weight += id * args.expert_stride;
-        input += slot / args.slots_per_row * args.input_stride;
+        input += u64(slot / u32(args.slots_per_row)) * args.input_stride;
     }
     const T* w = (const T*)weight;
     float acc[M] = {};
@@ -57,7 +57,7 @@ template <class T, int M> __device__ void mat_vec(const FloatMatVecArgs& args) {
     }
 }
 
-#define INSTANCE(A, T, M) extern "C" __global__ void __launch_bounds__(128) mat_vec_##A##_##M(const __grid_constant__ FloatMatVecArgs args) { mat_vec<T, M>(args); }
+#define INSTANCE(A, T, M) extern "C" __global__ void __launch_bounds__(128) mat_vec_##A##_##M(const __grid_constant__ FloatMatVecArgs args) { begin(); mat_vec<T, M>(args); }
 #define TYPES(A, T) INSTANCE(A, T, 1) INSTANCE(A, T, 4) INSTANCE(A, T, 8)
 TYPES(f32, float)
 TYPES(f16, f16)

@@ -74,6 +74,6 @@ template <class T> __device__ void head_norm_rope(const HeadNormRopeArgs& args) 
     }
 }
 
-extern "C" __global__ void head_norm_rope_f32(const __grid_constant__ HeadNormRopeArgs args) { head_norm_rope<float>(args); }
-extern "C" __global__ void head_norm_rope_f16(const __grid_constant__ HeadNormRopeArgs args) { head_norm_rope<f16>(args); }
-extern "C" __global__ void head_norm_rope_bf16(const __grid_constant__ HeadNormRopeArgs args) { head_norm_rope<bf16>(args); }
+extern "C" __global__ void head_norm_rope_f32(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<float>(args); }
+extern "C" __global__ void head_norm_rope_f16(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<f16>(args); }
+extern "C" __global__ void head_norm_rope_bf16(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<bf16>(args); }

@@ -15,11 +15,8 @@ template <class T> __device__ __forceinline__ void put_block(const T* from, u8* 
     // In f64, where a quotient next to a tie stays on its side.
     double exact = double(largest) / 127.0;
     int code = finite && largest > 0.0f ? int(rint(double(x) / exact)) : 0;
-    if (lane == 0) {
-        f16 d = from_float<f16>(finite ? largest / 127.0f : NAN_F);
-        to[0] = u8(d.bits);
-        to[1] = u8(d.bits >> 8);
-    }
+    u32 d = pack2<f16>(finite ? largest / 127.0f : NAN_F, 0.0f);
+    if (lane < 2) to[lane] = u8(d >> 8 * lane);
     to[2 + lane] = u8(i8(code));
 }
 
@@ -42,7 +39,7 @@ template <class T, class C> __device__ void kv_append(const KvAppendArgs& args) 
 }
 
 #define INSTANCE(A, T, B, C) \
-    extern "C" __global__ void kv_append_##A##_##B(const __grid_constant__ KvAppendArgs args) { kv_append<T, C>(args); }
+    extern "C" __global__ void kv_append_##A##_##B(const __grid_constant__ KvAppendArgs args) { begin(); kv_append<T, C>(args); }
 #define TYPES(A, T) INSTANCE(A, T, f32, float) INSTANCE(A, T, f16, f16) INSTANCE(A, T, bf16, bf16) INSTANCE(A, T, q8_0, Q8)
 TYPES(f32, float)
 TYPES(f16, f16)

@@ -36,21 +36,24 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
     constexpr int MATRICES = GATED ? 2 : 1;
     const u32 lane = threadIdx.x & 31;
     const u64 first = (u64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5)) * R;
+    release();
+    // Weights at rest may be read before the kernels that this one depends on have ended.
+    if (!args.early) wait();
     if (first >= args.n) return;
-    const u64 slot = blockIdx.y;
+    const u32 slot = blockIdx.y;
     u64 expert_block = 0;
     float* output = (float*)args.output;
     const u8* x = (const u8*)args.activations;
     if (args.ids) {
-        u64 token = slot / args.top_k, place = slot % args.top_k;
-        u64 id = *(const u32*)(args.ids + token * args.ids_stride + place * 4);
-        output = (float*)(args.output + token * args.output_stride + place * args.output_stride_slot);
+        const u32 token = slot / u32(args.top_k), place = slot % u32(args.top_k);
+        u64 id = *(const u32*)(args.ids + u64(token) * args.ids_stride + u64(place) * 4);
+        output = (float*)(args.output + u64(token) * args.output_stride + u64(place) * args.output_stride_slot);
         if (id >= args.experts) {
             if (lane == 0) for (int r = 0; r < R; ++r) if (first + r < args.n) output[first + r] = NAN_F;
             return;
         }
         expert_block = id * args.n * args.blocks;
-        x += slot / args.slots_per_row * args.blocks * 48;
+        x += u64(slot / u32(args.slots_per_row)) * args.blocks * 48;
     }
     const u32 blocks = args.blocks;
     const Planes planes[2] = {
@@ -61,9 +64,8 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
     #pragma unroll
     for (int r = 0; r < R; ++r) start[r] = expert_block + min(first + r, u64(args.n - 1)) * blocks;
 
-    float acc[MATRICES][R][M] = {};
-    for (u32 base = lane; base < blocks; base += 32 * U) {
-        typename W::Raw raw[MATRICES][U][R];
+    typename W::Raw raw[MATRICES][U][R];
+    auto load = [&](u32 base) {
         #pragma unroll
         for (int u = 0; u < U; ++u) {
             u32 b = base + 32 * u;
@@ -74,6 +76,12 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
                     for (int r = 0; r < R; ++r) raw[g][u][r] = W::load(planes[g], start[r] + b);
             }
         }
+    };
+    load(lane);
+    if (args.early) wait();
+
+    float acc[MATRICES][R][M] = {};
+    for (u32 base = lane; base < blocks; base += 32 * U) {
         #pragma unroll
         for (int u = 0; u < U; ++u) {
             u32 b = base + 32 * u;
@@ -90,8 +98,8 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
                 #pragma unroll
                 for (int m = 0; m < M; ++m) {
                     const u8* row = x + u64(min(m, int(args.m) - 1)) * blocks * 48;
-                    int4 lo = __ldg((const int4*)row + b), hi = __ldg((const int4*)row + blocks + b);
-                    float4 sums = __ldg((const float4*)row + 2 * blocks + b);
+                    int4 lo = ((const int4*)row)[b], hi = ((const int4*)row)[blocks + b];
+                    float4 sums = ((const float4*)row)[2 * blocks + b];
                     #pragma unroll
                     for (int g = 0; g < MATRICES; ++g)
                         #pragma unroll
@@ -99,6 +107,7 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
                 }
             }
         }
+        load(base + 32 * U);
     }
     #pragma unroll
     for (int r = 0; r < R; ++r) {

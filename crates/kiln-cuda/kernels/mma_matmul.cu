@@ -83,4 +83,4 @@ template <class W> __device__ void mma_matmul(const TileArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) mma_matmul(const __grid_constant__ TileArgs args) { mma_matmul<WEIGHT>(args); }
+extern "C" __global__ void __launch_bounds__(128) mma_matmul(const __grid_constant__ TileArgs args) { begin(); mma_matmul<WEIGHT>(args); }

@@ -107,7 +107,7 @@ template <class W> __device__ void pack(const PackArgs& args) {
     }
 }
 
-#define INSTANCE(NAME, W) extern "C" __global__ void pack_##NAME(const __grid_constant__ PackArgs args) { pack<W>(args); }
+#define INSTANCE(NAME, W) extern "C" __global__ void pack_##NAME(const __grid_constant__ PackArgs args) { begin(); pack<W>(args); }
 INSTANCE(q4_0, Q4_0) INSTANCE(q4_1, Q4_1) INSTANCE(q5_0, Q5_0) INSTANCE(q5_1, Q5_1)
 INSTANCE(q8_0, Q8_0) INSTANCE(iq4_nl, Iq4Nl) INSTANCE(q2_k, Q2K) INSTANCE(q3_k, Q3K)
 INSTANCE(q4_k, Q4K) INSTANCE(q5_k, Q5K) INSTANCE(q6_k, Q6K) INSTANCE(iq4_xs, Iq4Xs)

@@ -42,13 +42,13 @@ template <class T> __device__ void pool(const PoolArgs& args) {
     }
 }
 
-#define COPY(A, T, B, U) extern "C" __global__ void copy_##A##_##B(const __grid_constant__ CopyArgs args) { copy<T, U>(args); }
+#define COPY(A, T, B, U) extern "C" __global__ void copy_##A##_##B(const __grid_constant__ CopyArgs args) { begin(); copy<T, U>(args); }
 #define FLOATS(A, T) COPY(A, T, f32, float) COPY(A, T, f16, f16) COPY(A, T, bf16, bf16)
 FLOATS(f32, float)
 FLOATS(f16, f16)
 FLOATS(bf16, bf16)
 COPY(u32, u32, u32, u32)
 COPY(u8, u8, u8, u8)
-extern "C" __global__ void pool_f32(const __grid_constant__ PoolArgs args) { pool<float>(args); }
-extern "C" __global__ void pool_f16(const __grid_constant__ PoolArgs args) { pool<f16>(args); }
-extern "C" __global__ void pool_bf16(const __grid_constant__ PoolArgs args) { pool<bf16>(args); }
+extern "C" __global__ void pool_f32(const __grid_constant__ PoolArgs args) { begin(); pool<float>(args); }
+extern "C" __global__ void pool_f16(const __grid_constant__ PoolArgs args) { begin(); pool<f16>(args); }
+extern "C" __global__ void pool_bf16(const __grid_constant__ PoolArgs args) { begin(); pool<bf16>(args); }

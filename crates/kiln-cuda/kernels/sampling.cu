@@ -26,6 +26,7 @@ __device__ u64 smallest_key(const float* x, u32 n, u64 above) {
 __device__ void argmax(const SampleArgs& args) {
     const float* x = (const float*)(args.logits + blockIdx.x * args.logits_stride);
     u64 best = ~0ull;
+    #pragma unroll 8
     for (u32 i = threadIdx.x; i < args.n; i += blockDim.x) {
         u64 key = rank_key(x[i], i);
         best = key < best ? key : best;
@@ -160,9 +161,9 @@ __device__ void moe_route(const MoeRouteArgs& args) {
     }
 }
 
-extern "C" __global__ void softmax_f32(const __grid_constant__ SoftmaxArgs args) { softmax<float>(args); }
-extern "C" __global__ void softmax_f16(const __grid_constant__ SoftmaxArgs args) { softmax<f16>(args); }
-extern "C" __global__ void softmax_bf16(const __grid_constant__ SoftmaxArgs args) { softmax<bf16>(args); }
-extern "C" __global__ void argmax_f32(const __grid_constant__ SampleArgs args) { argmax(args); }
-extern "C" __global__ void sample_f32(const __grid_constant__ SampleArgs args) { sample(args); }
-extern "C" __global__ void moe_route_f32(const __grid_constant__ MoeRouteArgs args) { moe_route(args); }
+extern "C" __global__ void softmax_f32(const __grid_constant__ SoftmaxArgs args) { begin(); softmax<float>(args); }
+extern "C" __global__ void softmax_f16(const __grid_constant__ SoftmaxArgs args) { begin(); softmax<f16>(args); }
+extern "C" __global__ void softmax_bf16(const __grid_constant__ SoftmaxArgs args) { begin(); softmax<bf16>(args); }
+extern "C" __global__ void argmax_f32(const __grid_constant__ SampleArgs args) { begin(); argmax(args); }
+extern "C" __global__ void sample_f32(const __grid_constant__ SampleArgs args) { begin(); sample(args); }
+extern "C" __global__ void moe_route_f32(const __grid_constant__ MoeRouteArgs args) { begin(); moe_route(args); }

@@ -1,8 +1,12 @@
 //! The kernel sources: each unit is one file for one parameter, compiled by itself.
 
 use crate::ops;
-use kiln_core::{DType, KernelArgs};
+use crate::runtime::cache::Cache;
+use crate::runtime::modules::cubin;
+use crate::runtime::nvrtc::Nvrtc;
+use kiln_core::{DType, KernelArgs, Result};
 use std::fmt;
+use std::path::PathBuf;
 
 /// A file of kernels with the parameter it is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +45,8 @@ pub enum Unit {
     Dequantize(DType),
     /// Attention for a head dimension.
     FlashAttention(u32),
+    /// Products of many rows, on Hopper alone.
+    WgmmaMatmul,
 }
 
 /// Head dimensions that the attention kernels are compiled for.
@@ -48,6 +54,7 @@ pub(crate) const HEAD_DIMS: [u32; 6] = [64, 80, 96, 128, 256, 512];
 
 const COMMON: &str = include_str!("../kernels/common.cuh");
 const PTX: &str = include_str!("../kernels/ptx.cuh");
+const HOPPER: &str = include_str!("../kernels/hopper.cuh");
 const WEIGHTS: &str = include_str!("../kernels/weights.cuh");
 const TILE_WEIGHTS: &str = include_str!("../kernels/tile_weights.cuh");
 
@@ -82,7 +89,27 @@ impl Unit {
             units.extend(DType::WEIGHTS.map(unit));
         }
         units.extend(HEAD_DIMS.map(Unit::FlashAttention));
+        units.push(Unit::WgmmaMatmul);
         units
+    }
+
+    /// The cubin for an architecture such as `sm_90a`, from a folder of compiled kernels or the
+    /// compiler.
+    ///
+    /// # Errors
+    /// The compiler's log.
+    pub fn compile(
+        self,
+        nvrtc: &Nvrtc,
+        architecture: &str,
+        cache: Option<PathBuf>,
+    ) -> Result<Vec<u8>> {
+        cubin(nvrtc, &Cache::new(cache), self, architecture)
+    }
+
+    /// Whether it has instructions of Hopper alone.
+    pub fn needs_hopper(self) -> bool {
+        self == Unit::WgmmaMatmul
     }
 
     /// The text of the unit: argument structs, shared parts, then the file.
@@ -132,6 +159,11 @@ impl Unit {
                     ops::attention::FlashArgs::cuda() + &ops::attention::FlashBlocksArgs::cuda();
                 (args, &[("ptx.cuh", PTX)], kernel_file!("flash_attention.cu"))
             }
+            Unit::WgmmaMatmul => (
+                ops::matmul::GemmArgs::cuda(),
+                &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
+                kernel_file!("wgmma_matmul.cu"),
+            ),
             Unit::MatVec(_) => {
                 (ops::matmul::MatVecArgs::cuda(), &TILE[..1], kernel_file!("mat_vec.cu"))
             }
@@ -204,6 +236,7 @@ impl fmt::Display for Unit {
             Unit::FloatMatVec => f.write_str("float_mat_vec"),
             Unit::CachedAttention => f.write_str("cached_attention"),
             Unit::FlashAttentionBlocks => f.write_str("flash_attention_blocks"),
+            Unit::WgmmaMatmul => f.write_str("wgmma_matmul"),
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
             Unit::ExactMatmul(dtype) => write!(f, "exact_matmul_{dtype}"),
             Unit::MmaMatmul(dtype) => write!(f, "mma_matmul_{dtype}"),

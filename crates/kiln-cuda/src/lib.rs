@@ -32,7 +32,7 @@ use kiln_core::{DType, Device, Location, Plan, Result, Shape, SharedBytes, Tenso
 use lower::Lowering;
 use planes::Planes;
 use runtime::context::Context;
-use runtime::graph::{CudaExecutable, Launch};
+use runtime::graph::{CudaExecutable, Launch, Param};
 use runtime::memory::{CudaBuffer, Memory, STAGING, Staging};
 use runtime::modules::Modules;
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ impl Cuda {
                 grid: kernel.grid.map(|extent| extent as u32),
                 block: kernel.block,
                 shared: 0,
-                params: vec![bytemuck::bytes_of(&args).to_vec()],
+                params: vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())],
             };
             runtime::graph::launch_now(&self.context, &self.modules, launch)?;
             done += count;
@@ -191,9 +191,13 @@ impl Backend for Cuda {
         }
         // The workspace's addresses are part of the arguments: measure, allocate, lower.
         let caps = self.context.caps;
-        let (_, size) = Lowering::run(caps, &steps, 0, Lowering::unlimited());
+        let measured = Lowering::run(caps, &steps, 0, Lowering::unlimited());
+        let mut size = measured.ring;
+        if !Lowering::run(caps, &steps, 0, size).fits {
+            size = measured.total;
+        }
         let workspace = Memory::new(&self.context, size.bytes() as usize)?;
-        let (launches, _) = Lowering::run(caps, &steps, workspace.address(), size);
+        let launches = Lowering::run(caps, &steps, workspace.address(), size).steps;
         let memory = vec![arena, workspace];
         let (context, modules) = (&self.context, &self.modules);
         Ok(Box::new(CudaExecutable::new(context, modules, plan, launches, memory)?))

@@ -3,7 +3,7 @@
 use crate::kernels::Unit;
 use crate::ops;
 use crate::runtime::context::Caps;
-use crate::runtime::graph::{Launch, Launches};
+use crate::runtime::graph::{Ahead, Launch, Launches, Param};
 use crate::view::View;
 use kiln_core::KernelArgs;
 use kiln_core::ops::{Op, Role};
@@ -34,6 +34,12 @@ impl Kernel {
     }
 }
 
+fn with_params(kernel: Kernel, params: Vec<Param>) -> Launch {
+    let Kernel { unit, name, grid, block, shared } = kernel;
+    let grid = grid.map(|extent| extent.min(i32::MAX as u64) as u32);
+    Launch { unit, name, grid, block, shared, params }
+}
+
 /// What a piece of the workspace was made from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Made {
@@ -57,7 +63,43 @@ struct Workspace {
     next: u64,
     pieces: Vec<Piece>,
     total: u64,
-    largest: u64,
+    /// Bytes that the current step uses, and the most of any step.
+    step: u64,
+    largest_step: u64,
+    /// Whether a piece found no room.
+    full: bool,
+}
+
+fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Workspace {
+    fn count(&mut self, bytes: u64) {
+        self.step += bytes;
+        self.largest_step = self.largest_step.max(self.step);
+    }
+
+    /// The next room for a piece that holds nothing that `step` itself uses.
+    fn place(&mut self, bytes: u64, step: usize) -> Range<u64> {
+        let mut turns = 0;
+        loop {
+            if self.next.checked_add(bytes).is_none_or(|end| end > self.limit) {
+                self.next = 0;
+                turns += 1;
+            }
+            let range = self.next..self.next + bytes;
+            let taken = |piece: &&Piece| overlaps(&piece.range, &range) && piece.users.contains(&step);
+            match self.pieces.iter().find(taken) {
+                Some(piece) if turns < 2 => self.next = piece.range.end,
+                taken => {
+                    self.full |= taken.is_some();
+                    self.next = range.end;
+                    return range;
+                }
+            }
+        }
+    }
 }
 
 /// How much workspace a plan needs.
@@ -66,11 +108,24 @@ pub(crate) struct WorkspaceSize(u64);
 
 /// Least size of a ring that starts again: large enough for the pieces of several steps.
 const RING: u64 = 512 << 20;
+/// Times the largest step that a ring has room for.
+const RING_STEPS: u64 = 4;
 
 impl WorkspaceSize {
     pub(crate) fn bytes(self) -> u64 {
         self.0
     }
+}
+
+/// A lowered plan.
+pub(crate) struct Lowered {
+    pub(crate) steps: Vec<Launches>,
+    /// A workspace in which pieces take the place of earlier ones.
+    pub(crate) ring: WorkspaceSize,
+    /// A workspace with a place of its own for each piece.
+    pub(crate) total: WorkspaceSize,
+    /// Whether all pieces found room.
+    pub(crate) fits: bool,
 }
 
 /// The plan while it is lowered.
@@ -89,25 +144,38 @@ impl Lowering {
         steps: &[(Op<View>, Vec<usize>)],
         base: u64,
         size: WorkspaceSize,
-    ) -> (Vec<Launches>, WorkspaceSize) {
-        let workspace =
-            Workspace { base, limit: size.0, next: 0, pieces: Vec::new(), total: 0, largest: 0 };
+    ) -> Lowered {
+        let workspace = Workspace {
+            base,
+            limit: size.0,
+            next: 0,
+            pieces: Vec::new(),
+            total: 0,
+            step: 0,
+            largest_step: 0,
+            full: false,
+        };
         let current = Launches::default();
         let mut lowering = Self { caps, workspace, step: 0, current, done: Vec::new() };
         for (step, (op, depends_on)) in steps.iter().enumerate() {
             lowering.step = step;
-            lowering.current = Launches { launches: Vec::new(), depends_on: depends_on.clone() };
-            ops::lower(op, &mut lowering);
+            lowering.workspace.step = 0;
+            lowering.current = Launches { depends_on: depends_on.clone(), ..Launches::default() };
             lowering.forget_written(op);
+            ops::lower(op, &mut lowering);
             let mut launches = std::mem::take(&mut lowering.current);
             launches.depends_on.sort_unstable();
             launches.depends_on.dedup();
             launches.depends_on.retain(|before| *before != step);
             lowering.done.push(launches);
         }
-        let Workspace { total, largest, .. } = lowering.workspace;
-        let size = WorkspaceSize(total.min((2 * largest).max(RING)));
-        (lowering.done, size)
+        let Workspace { total, largest_step, full, .. } = lowering.workspace;
+        Lowered {
+            steps: lowering.done,
+            ring: WorkspaceSize(total.min((RING_STEPS * largest_step).max(RING))),
+            total: WorkspaceSize(total),
+            fits: !full,
+        }
     }
 
     /// A workspace without a limit, to measure.
@@ -117,14 +185,36 @@ impl Lowering {
 
     /// Appends a launch; those of a step run in order.
     pub(crate) fn launch(&mut self, kernel: Kernel, args: &impl KernelArgs) {
-        self.launch_with(kernel, vec![bytemuck::bytes_of(args).to_vec()]);
+        self.launch_with(kernel, vec![Param::Bytes(bytemuck::bytes_of(args).to_vec())]);
     }
 
-    /// As [`Lowering::launch`], with the bytes of every parameter.
-    pub(crate) fn launch_with(&mut self, kernel: Kernel, params: Vec<Vec<u8>>) {
-        let Kernel { unit, name, grid, block, shared } = kernel;
-        let grid = grid.map(|extent| extent.min(u64::from(i32::MAX as u32)) as u32);
-        self.current.launches.push(Launch { unit, name, grid, block, shared, params });
+    /// As [`Lowering::launch`], with every parameter.
+    pub(crate) fn launch_with(&mut self, kernel: Kernel, params: Vec<Param>) {
+        self.current.launches.push(with_params(kernel, params));
+    }
+
+    /// Memory that this step alone uses, filled by a launch that needs nothing that the plan
+    /// computes. The step's next launch waits for it.
+    pub(crate) fn fill_ahead<A: KernelArgs>(
+        &mut self,
+        bytes: u64,
+        fill: impl FnOnce(u64) -> (Kernel, A),
+    ) -> u64 {
+        let mut waits = std::mem::take(&mut self.current.depends_on);
+        let kept = waits.clone();
+        waits.clear();
+        let address = self.workspace(bytes);
+        waits.append(&mut self.current.depends_on);
+        waits.retain(|before| *before != self.step);
+        waits.sort_unstable();
+        waits.dedup();
+        self.current.depends_on = kept;
+        let (kernel, args) = fill(address);
+        let params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())];
+        let before = self.current.launches.len();
+        let launch = with_params(kernel, params);
+        self.current.ahead.push(Ahead { launch, waits, before });
+        address
     }
 
     /// Memory that this step alone uses.
@@ -144,33 +234,37 @@ impl Lowering {
         if let Some(piece) = piece.into_iter().find(|piece| piece.made.as_ref() == Some(&made)) {
             self.current.depends_on.push(piece.users[0]);
             piece.users.push(step);
-            return self.workspace.base + piece.range.start;
+            let range = piece.range.clone();
+            self.workspace.count(range.end - range.start);
+            return self.workspace.base + range.start;
         }
         let address = self.allocate(bytes, Some(made));
         make(self, address);
         address
     }
 
+    /// Memory that this step fills with what was made of its output, for later steps to share.
+    pub(crate) fn provide(&mut self, made: Made, bytes: u64) -> u64 {
+        self.allocate(bytes, Some(made))
+    }
+
     fn allocate(&mut self, bytes: u64, made: Option<Made>) -> u64 {
+        let step = self.step;
         let workspace = &mut self.workspace;
         let bytes = bytes.max(1).next_multiple_of(256);
-        if workspace.next.checked_add(bytes).is_none_or(|end| end > workspace.limit) {
-            workspace.next = 0;
-        }
-        let range = workspace.next..workspace.next + bytes;
-        workspace.next = range.end;
+        let range = workspace.place(bytes, step);
         workspace.total += bytes;
-        workspace.largest = workspace.largest.max(bytes);
+        workspace.count(bytes);
         let depends_on = &mut self.current.depends_on;
         workspace.pieces.retain(|piece| {
-            let free = piece.range.start >= range.end || range.start >= piece.range.end;
+            let free = !overlaps(&piece.range, &range);
             if !free {
                 depends_on.extend(&piece.users);
             }
             free
         });
         let start = workspace.base + range.start;
-        workspace.pieces.push(Piece { range, users: vec![self.step], made });
+        workspace.pieces.push(Piece { range, users: vec![step], made });
         start
     }
 
@@ -192,5 +286,42 @@ impl Lowering {
                 piece.made = None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workspace(limit: u64) -> Workspace {
+        Workspace {
+            base: 0,
+            limit,
+            next: 0,
+            pieces: Vec::new(),
+            total: 0,
+            step: 0,
+            largest_step: 0,
+            full: false,
+        }
+    }
+
+    #[test]
+    fn a_step_never_overwrites_what_it_uses() {
+        let mut workspace = workspace(1000);
+        let mut add = |bytes, step| {
+            let range = workspace.place(bytes, step);
+            workspace.pieces.retain(|piece| !overlaps(&piece.range, &range));
+            workspace.pieces.push(Piece { range: range.clone(), users: vec![step], made: None });
+            (range, workspace.full)
+        };
+        assert_eq!(add(600, 0).0, 0..600);
+        assert_eq!(add(300, 1).0, 600..900);
+        // Starts again, behind nothing that it uses.
+        assert_eq!(add(300, 1).0, 0..300);
+        assert_eq!(add(300, 1).0, 300..600);
+        assert_eq!(add(100, 1).0, 900..1000);
+        let (_, full) = add(200, 1);
+        assert!(full);
     }
 }

@@ -75,6 +75,16 @@ impl View {
         self.prepared
     }
 
+    /// `[T, H, D]` as `[T, H * D]`, where it has no gaps.
+    pub(crate) fn heads_as_rows(&self) -> Option<Self> {
+        let row = self.extent(1) * self.strides[2];
+        let contiguous = self.rank() == 3
+            && (self.extent(1) == 1 || self.strides[1] == self.strides[2])
+            && (self.extent(0) == 1 || self.strides[0] == row);
+        let shape = Shape::from([self.shape[0], self.shape[1] * self.shape.last()]);
+        contiguous.then_some(Self { shape, strides: [row, row, 0, 0], ..*self })
+    }
+
     /// The same rows of the last axis at another place, one after the other.
     pub(crate) fn as_rows(&self, address: u64, rows: u64) -> Self {
         let row = self.strides[self.rank() - 1];

@@ -1,5 +1,6 @@
 //! Inputs of products in the form that their kernels read.
 
+use super::matmul::MAT_VEC_ROWS;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering, Made};
 use crate::planes::BLOCK;
@@ -149,4 +150,15 @@ impl Input {
         });
         (address, padded * 2)
     }
+}
+
+/// Where a kernel that writes f32 rows puts them in 8 bits as well, for the products of few rows that
+/// may read them; 0 where none can.
+pub(super) fn provide_q8(output: View, lowering: &mut Lowering) -> u64 {
+    let few = output.rank() == 2 && output.extent(0) <= MAT_VEC_ROWS;
+    if !few || output.dtype() != DType::F32 || !output.last().is_multiple_of(BLOCK as u64) {
+        return 0;
+    }
+    let bytes = output.extent(0) * output.last() / BLOCK as u64 * 48;
+    lowering.provide(Made { kind: ROWS[0], from: output }, bytes)
 }

@@ -1,5 +1,6 @@
 //! Attention.
 
+use super::activations;
 use crate::kernels::{HEAD_DIMS, Unit};
 use crate::lower::{Kernel, Lowering};
 use crate::view::{View, element};
@@ -176,6 +177,8 @@ kiln_core::kernel_args! {
         window: u64,
         /// Keys of a part.
         part_keys: u64,
+        /// The output in 8 bits too, by rows of all heads, or 0.
+        q8: u64,
         /// Parts.
         parts: u32,
         /// Query heads of a key-value head.
@@ -206,7 +209,7 @@ pub(crate) const PROMPT_ROWS: u64 = 16;
 /// Rows below which keys are divided into parts.
 pub(crate) const PARTED_ROWS: u64 = 32;
 /// Keys of a part.
-const PART_KEYS: u64 = 256;
+const PART_KEYS: u64 = 64;
 /// Warps of a block of `cached_attention.cu`.
 const WARPS: u64 = 4;
 
@@ -434,6 +437,8 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
     let rows = tokens * heads * parts;
     let partial = lowering.workspace(rows * dim * 4);
     let statistics = lowering.workspace(rows * 8);
+    let rows_of_heads = output.heads_as_rows().filter(|_| dim.is_multiple_of(32));
+    let q8 = rows_of_heads.map_or(0, |rows| activations::provide_q8(rows, lowering));
     let (lanes, chunks) = lanes(dim);
     let args = CachedAttentionArgs {
         q: q.address,
@@ -457,6 +462,7 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
         capacity: k_cache.extent(1),
         window: op.window.map_or(0, |window| window as u64),
         part_keys,
+        q8,
         parts: parts as u32,
         group: group as u32,
         dim: dim as u32,

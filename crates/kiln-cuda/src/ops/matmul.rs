@@ -5,6 +5,8 @@ use super::elementwise;
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
+use crate::runtime::context::Caps;
+use crate::runtime::graph::{Matrix, Param};
 use crate::view::View;
 use bytemuck::Zeroable;
 use kiln_core::DType;
@@ -79,6 +81,10 @@ kiln_core::kernel_args! {
         m: u32,
         /// 0 SiLU, 1 GELU.
         activation: u32,
+        /// Whether nothing in the plan writes the weights, so that they may be read ahead.
+        early: u32,
+        /// Unused.
+        reserved: u32,
     }
 }
 
@@ -174,6 +180,28 @@ kiln_core::kernel_args! {
     }
 }
 
+kiln_core::kernel_args! {
+    /// Arguments of `wgmma_matmul.cu`.
+    pub(crate) struct GemmArgs {
+        /// f32
+        output: u64,
+        /// Bytes from row to row.
+        output_stride: u64,
+        /// Rows of the input.
+        m: u64,
+        /// Rows of the weight.
+        n: u64,
+        /// Values of a row.
+        k: u32,
+        /// Tiles along the rows of the input.
+        row_tiles: u32,
+        /// Tiles along the rows of the weight.
+        column_tiles: u32,
+        /// Whether pairs of outputs are aligned.
+        wide: u32,
+    }
+}
+
 /// Most rows of a matrix-vector product: above, tiles on the tensor cores win.
 pub(crate) const MAT_VEC_ROWS: u64 = 8;
 
@@ -188,17 +216,37 @@ pub(crate) enum Route {
     Exact,
     /// bf16 tiles on the tensor cores.
     Mma,
+    /// The whole weight dequantised to bf16, then warpgroup products.
+    Wgmma,
 }
 
+/// Least rows of a product with warpgroups. Prompts run in multiples of so many rows: all their chunks
+/// take one route, and how a prompt is cut changes no bit.
+pub(crate) const WGMMA_ROWS: u64 = 16;
+
 /// The route of a product of `m` rows.
-pub(crate) fn select(dtype: DType, precision: Precision, m: u64) -> Route {
+pub(crate) fn select(dtype: DType, precision: Precision, m: u64, caps: Caps) -> Route {
     let few = m <= MAT_VEC_ROWS;
     match (dtype.is_quantized(), precision) {
         (false, _) if few => Route::FloatMatVec,
         (true, Precision::Fast) if few => Route::MatVec,
         (_, Precision::Exact) => Route::Exact,
+        (_, Precision::Fast) if m >= WGMMA_ROWS && caps.hopper() => Route::Wgmma,
         (_, Precision::Fast) => Route::Mma,
     }
+}
+
+/// Rows of the input of a tile of `wgmma_matmul.cu`.
+const GEMM_ROWS: u64 = 128;
+
+/// Columns of a tile: the wider needs less shared memory traffic, the narrower fills more
+/// processors where there are few tiles.
+pub(crate) fn gemm_columns(m: u64, n: u64, processors: u64) -> u64 {
+    // Time of all waves, in columns of one processor.
+    let time = |columns: u64| {
+        (m.div_ceil(GEMM_ROWS) * n.div_ceil(columns)).div_ceil(processors) * columns
+    };
+    if time(128) * 10 < time(256) * 9 { 128 } else { 256 }
 }
 
 /// Rows that a warp of `mat_vec.cu` has, by the rows of activations that it is compiled for.
@@ -229,7 +277,7 @@ impl Product {
         let Self { input, output, output_stride, .. } = self;
         let m = input.rows;
         let weight = Weight::new(self.weight, lowering);
-        match select(weight.dtype, precision, m) {
+        match select(weight.dtype, precision, m, lowering.caps) {
             Route::MatVec => {
                 let args = MatVecArgs {
                     activations: input.q8(lowering),
@@ -277,8 +325,88 @@ impl Product {
                 };
                 lowering.launch(mma_kernel(weight, m), &args);
             }
+            Route::Wgmma => self.gemm(weight, lowering),
         }
     }
+
+    /// Dequantises the weight, then multiplies.
+    fn gemm(self, weight: Weight, lowering: &mut Lowering) {
+        let Self { input, output, output_stride, .. } = self;
+        let m = input.rows;
+        let (address, stride) = input.bf16(lowering);
+        let columns = gemm_columns(m, weight.n, u64::from(lowering.caps.processors));
+        let padded = weight.blocks * 32;
+        let plain = weight.dtype == DType::BF16 && weight.wide;
+        let x = Matrix {
+            address,
+            rows: m,
+            columns: padded,
+            stride,
+            box_rows: GEMM_ROWS as u32,
+        };
+        let w = if plain {
+            Matrix {
+                address: weight.planes.q,
+                rows: weight.n,
+                columns: weight.k,
+                stride: weight.stride,
+                box_rows: columns as u32,
+            }
+        } else {
+            let bytes = weight.n * padded * 2;
+            let fill = |output| {
+                (dequantize_kernel(weight), TileArgs { output, ..tile_args(weight) })
+            };
+            let address = if weight.at_rest {
+                lowering.fill_ahead(bytes, fill)
+            } else {
+                let address = lowering.workspace(bytes);
+                let (kernel, args) = fill(address);
+                lowering.launch(kernel, &args);
+                address
+            };
+            Matrix {
+                address,
+                rows: weight.n,
+                columns: padded,
+                stride: padded * 2,
+                box_rows: columns as u32,
+            }
+        };
+        let (row_tiles, column_tiles) = (m.div_ceil(GEMM_ROWS), weight.n.div_ceil(columns));
+        let args = GemmArgs {
+            output,
+            output_stride,
+            m,
+            n: weight.n,
+            k: padded as u32,
+            row_tiles: row_tiles as u32,
+            column_tiles: column_tiles as u32,
+            wide: (output.is_multiple_of(8) && output_stride.is_multiple_of(8)).into(),
+        };
+        let blocks = (row_tiles * column_tiles).min(u64::from(lowering.caps.processors));
+        let kernel = Kernel::new(Unit::WgmmaMatmul, format!("wgmma_matmul_{columns}"), blocks, 384)
+            .shared(gemm_shared(columns));
+        let params = vec![
+            Param::Bytes(bytemuck::bytes_of(&args).to_vec()),
+            Param::Matrix(x),
+            Param::Matrix(w),
+        ];
+        lowering.launch_with(kernel, params);
+    }
+}
+
+/// Bytes of shared memory of `wgmma_matmul.cu`: stages of 64 values of every row of a tile, and
+/// room to align them.
+pub(crate) fn gemm_shared(columns: u64) -> u64 {
+    let stages = if columns == 256 { 4 } else { 6 };
+    stages * (GEMM_ROWS + columns) * 64 * 2 + 1024
+}
+
+/// The kernel that makes a weight bf16.
+fn dequantize_kernel(weight: Weight) -> Kernel {
+    let blocks = (weight.n * weight.blocks).div_ceil(128);
+    Kernel::new(Unit::Dequantize(weight.dtype), "dequantize_bf16", blocks, 128)
 }
 
 pub(super) fn mat_vec_args(weight: Weight) -> MatVecArgs {
@@ -290,6 +418,7 @@ pub(super) fn mat_vec_args(weight: Weight) -> MatVecArgs {
         d: planes.d,
         n: weight.n,
         blocks: weight.blocks,
+        early: weight.at_rest.into(),
         ..MatVecArgs::zeroed()
     }
 }
@@ -362,7 +491,7 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
     let rows = Input::new(input, InputLayout::RowMajor);
     let (m, n) = (rows.rows, output.last());
     let one_type = gate.dtype() == up.dtype();
-    if one_type && select(gate.dtype(), precision, m) == Route::MatVec {
+    if one_type && select(gate.dtype(), precision, m, lowering.caps) == Route::MatVec {
         let weight = Weight::new(gate, lowering);
         let second = Weight::new(up, lowering).planes;
         let args = MatVecArgs {
@@ -393,16 +522,28 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
 mod tests {
     use super::*;
 
+    const HOPPER: Caps = Caps { compute: [9, 0], processors: 132, shared: 227 << 10 };
+    const AMPERE: Caps = Caps { compute: [8, 0], processors: 108, shared: 163 << 10 };
+
     #[test]
-    fn routes_change_at_their_threshold() {
+    fn routes_change_at_their_thresholds() {
         for dtype in DType::WEIGHTS {
-            let quantized = dtype.is_quantized();
-            let few = if quantized { Route::MatVec } else { Route::FloatMatVec };
-            assert_eq!(select(dtype, Precision::Fast, 1), few);
-            assert_eq!(select(dtype, Precision::Fast, MAT_VEC_ROWS), few);
-            assert_eq!(select(dtype, Precision::Fast, MAT_VEC_ROWS + 1), Route::Mma);
-            assert_eq!(select(dtype, Precision::Exact, MAT_VEC_ROWS + 1), Route::Exact);
+            let route = |precision, m, caps| select(dtype, precision, m, caps);
+            let few = if dtype.is_quantized() { Route::MatVec } else { Route::FloatMatVec };
+            assert_eq!(route(Precision::Fast, 1, HOPPER), few);
+            assert_eq!(route(Precision::Fast, MAT_VEC_ROWS, HOPPER), few);
+            assert_eq!(route(Precision::Fast, MAT_VEC_ROWS + 1, HOPPER), Route::Mma);
+            assert_eq!(route(Precision::Exact, MAT_VEC_ROWS + 1, HOPPER), Route::Exact);
+            assert_eq!(route(Precision::Fast, WGMMA_ROWS, HOPPER), Route::Wgmma);
+            assert_eq!(route(Precision::Fast, WGMMA_ROWS, AMPERE), Route::Mma);
         }
+    }
+
+    #[test]
+    fn wide_tiles_where_there_are_many() {
+        assert_eq!(gemm_columns(4096, 4096, 132), 256);
+        assert_eq!(gemm_columns(512, 1024, 132), 128);
+        assert!(gemm_shared(256).max(gemm_shared(128)) <= u64::from(HOPPER.shared));
     }
 
     #[test]

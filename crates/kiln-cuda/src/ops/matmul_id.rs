@@ -9,6 +9,7 @@ use super::rows;
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
+use crate::runtime::context::Caps;
 use crate::view::View;
 use kiln_core::ops::{MatmulId, Precision};
 
@@ -38,9 +39,17 @@ kiln_core::kernel_args! {
 pub(crate) const MAT_VEC_SLOTS: u64 = 64;
 
 /// The route of a product with that many slots.
-pub(crate) fn select_slots(weight: Weight, precision: Precision, slots: u64) -> Route {
+pub(crate) fn select_slots(
+    weight: Weight,
+    precision: Precision,
+    slots: u64,
+    caps: Caps,
+) -> Route {
     let m = if slots <= MAT_VEC_SLOTS { 1 } else { u64::MAX };
-    select(weight.dtype, precision, m)
+    match select(weight.dtype, precision, m, caps) {
+        Route::Wgmma => Route::Mma,
+        route => route,
+    }
 }
 
 pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
@@ -57,7 +66,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     let (ids_address, ids_stride) = (ids.address, ids.stride(0));
     let (address, output_stride, output_stride_slot) =
         (output.address, output.stride(0), output.stride(1));
-    match select_slots(weight, precision, slots) {
+    match select_slots(weight, precision, slots, lowering.caps) {
         Route::MatVec => {
             let args = MatVecArgs {
                 activations: input.q8(lowering),
@@ -70,6 +79,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
                 top_k,
                 slots_per_row,
                 m: 1,
+                early: 0,
                 ..mat_vec_args(weight)
             };
             let kernel = mat_vec_kernel("mat_vec", weight, 1);
@@ -97,7 +107,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
             let grid = [kernel.grid[0], slots, 1];
             lowering.launch(kernel.grid(grid), &args);
         }
-        route @ (Route::Exact | Route::Mma) => {
+        route @ (Route::Exact | Route::Mma | Route::Wgmma) => {
             let words = lowering.workspace(4 * (2 * (experts + 2) + slots));
             let (offsets, next, list) =
                 (words, words + 4 * (experts + 2), words + 8 * (experts + 2));

@@ -1,5 +1,6 @@
 //! The RMS normalisation family and layer normalisation.
 
+use super::activations;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
 use crate::view::View;
@@ -57,6 +58,8 @@ kiln_core::kernel_args! {
         output_c: u64,
         /// Bytes from row to row.
         output_c_stride: u64,
+        /// The first output in 8 bits too, as `store_q8` lays it out, or 0.
+        q8: u64,
         /// Length of a row.
         dim: u32,
         /// Experts of a row.
@@ -126,6 +129,7 @@ pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) {
     let mut norm = Norm::new(op.input, op.eps);
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
+    norm.args.q8 = activations::provide_q8(op.output, lowering);
     norm.launch("rms_norm", lowering);
 }
 
@@ -215,6 +219,7 @@ pub(super) fn add_rms_norm(op: &AddRmsNorm<View>, lowering: &mut Lowering) {
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.residual, norm.args.residual_stride] = norm.rows(op.residual);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
+    norm.args.q8 = activations::provide_q8(op.output, lowering);
     norm.launch("add_rms_norm", lowering);
 }
 

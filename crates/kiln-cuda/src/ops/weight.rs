@@ -29,6 +29,8 @@ pub(crate) struct Weight {
     pub(crate) expert_stride: u64,
     /// Whether rows of a plain weight start at multiples of 16 bytes.
     pub(crate) wide: bool,
+    /// Whether it was imported: nothing in a plan writes it.
+    pub(crate) at_rest: bool,
 }
 
 impl Weight {
@@ -54,6 +56,7 @@ impl Weight {
             stride: view.stride(rank - 2),
             expert_stride,
             wide: view.is_wide(),
+            at_rest: view.prepared().is_some(),
         }
     }
 }

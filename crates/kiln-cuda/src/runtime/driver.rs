@@ -41,6 +41,23 @@ pub(crate) struct LaunchConfig {
     pub(crate) attribute_count: c_uint,
 }
 
+/// `CUgraphEdgeData`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct EdgeData {
+    pub(crate) from_port: u8,
+    pub(crate) to_port: u8,
+    pub(crate) kind: u8,
+    pub(crate) reserved: [u8; 5],
+}
+
+impl EdgeData {
+    /// The later kernel may be launched when all blocks of the earlier one have begun, and waits
+    /// itself for its end.
+    pub(crate) const PROGRAMMATIC: Self =
+        Self { from_port: 1, to_port: 0, kind: 1, reserved: [0; 5] };
+}
+
 /// What a tensor map takes beside its address: `cuTensorMapEncodeTiled` in the driver.
 type EncodeTiled = unsafe extern "C" fn(
     *mut c_void,
@@ -129,6 +146,9 @@ functions! {
     graph_destroy = "cuGraphDestroy": unsafe extern "C" fn(Handle) -> c_int,
     graph_kernel = "cuGraphAddKernelNode":
         unsafe extern "C" fn(*mut Handle, Handle, *const Handle, usize, *const KernelNode) -> c_int,
+    graph_edges = "cuGraphAddDependencies_v2": unsafe extern "C" fn(
+        Handle, *const Handle, *const Handle, *const EdgeData, usize,
+    ) -> c_int,
     graph_instantiate = "cuGraphInstantiateWithFlags":
         unsafe extern "C" fn(*mut Handle, Handle, u64) -> c_int,
     graph_release = "cuGraphExecDestroy": unsafe extern "C" fn(Handle) -> c_int,

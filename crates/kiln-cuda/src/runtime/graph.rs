@@ -1,7 +1,7 @@
 //! A plan as one graph of kernels.
 
 use super::context::{Context, Entered};
-use super::driver::{Handle, KernelNode, LaunchConfig};
+use super::driver::{Driver, EdgeData, Handle, KernelNode, LaunchConfig};
 use super::memory::Memory;
 use super::modules::Modules;
 use crate::kernels::Unit;
@@ -21,8 +21,63 @@ pub(crate) struct Launch {
     pub(crate) block: u32,
     /// Bytes of dynamic shared memory.
     pub(crate) shared: u32,
-    /// The bytes of each parameter.
-    pub(crate) params: Vec<Vec<u8>>,
+    pub(crate) params: Vec<Param>,
+}
+
+/// A parameter of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Param {
+    /// The bytes of an argument struct.
+    Bytes(Vec<u8>),
+    /// A matrix for bulk tensor copies.
+    Matrix(Matrix),
+}
+
+/// A bf16 matrix, of which boxes of 64 columns are copied to shared memory in the 128-byte swizzle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Matrix {
+    pub(crate) address: u64,
+    pub(crate) rows: u64,
+    pub(crate) columns: u64,
+    /// Bytes from row to row, a multiple of 16.
+    pub(crate) stride: u64,
+    /// Rows of a box.
+    pub(crate) box_rows: u32,
+}
+
+/// A `CUtensorMap`.
+#[repr(C, align(64))]
+struct TensorMap([u8; 128]);
+
+impl Matrix {
+    fn encode(&self, driver: &Driver) -> Result<Vec<u8>> {
+        /// `CU_TENSOR_MAP_DATA_TYPE_BFLOAT16`
+        const BF16: i32 = 9;
+        /// `CU_TENSOR_MAP_SWIZZLE_128B`
+        const SWIZZLE: i32 = 3;
+        /// `CU_TENSOR_MAP_L2_PROMOTION_L2_256B`
+        const PROMOTION: i32 = 3;
+        let mut map = TensorMap([0; 128]);
+        // SAFETY: a map to write to, aligned as it must be; two extents and boxes, one stride.
+        let status = unsafe {
+            (driver.encode_tiled)(
+                map.0.as_mut_ptr().cast(),
+                BF16,
+                2,
+                self.address,
+                [self.columns, self.rows].as_ptr(),
+                [self.stride].as_ptr(),
+                [64, self.box_rows].as_ptr(),
+                [1, 1].as_ptr(),
+                0,
+                SWIZZLE,
+                PROMOTION,
+                0,
+            )
+        };
+        driver.check("cuTensorMapEncodeTiled", status)?;
+        Ok(map.0.to_vec())
+    }
 }
 
 /// The launches of a step, one after the other, and the steps before that they wait for.
@@ -30,18 +85,50 @@ pub(crate) struct Launch {
 pub(crate) struct Launches {
     pub(crate) launches: Vec<Launch>,
     pub(crate) depends_on: Vec<usize>,
+    /// Launches that need nothing that the plan computes: they run beside earlier steps.
+    pub(crate) ahead: Vec<Ahead>,
+}
+
+/// A launch beside earlier steps.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ahead {
+    pub(crate) launch: Launch,
+    /// Steps that it waits for all the same: they use the memory that it fills.
+    pub(crate) waits: Vec<usize>,
+    /// The launch of the step that waits for it.
+    pub(crate) before: usize,
+}
+
+/// The launches of a step with their kernels.
+struct Step {
+    /// A launch, the steps that it waits for, and the index of the launch that waits for it.
+    ahead: Vec<(Ready, Vec<usize>, usize)>,
+    chain: Vec<Ready>,
+    depends_on: Vec<usize>,
 }
 
 /// A launch with its kernel.
 struct Ready {
     function: Handle,
     launch: Launch,
+    /// The bytes of each parameter.
+    params: Vec<Vec<u8>>,
 }
 
 impl Ready {
+    fn new(context: &Context, modules: &Modules, launch: Launch) -> Result<Self> {
+        let function = modules.function(launch.unit, &launch.name, launch.shared)?;
+        let params = launch.params.iter().map(|param| match param {
+            Param::Bytes(bytes) => Ok(bytes.clone()),
+            Param::Matrix(matrix) => matrix.encode(&context.driver),
+        });
+        let params = params.collect::<Result<_>>()?;
+        Ok(Self { function, launch, params })
+    }
+
     /// Calls `f` with pointers to the parameters.
     fn with_params<T>(&self, f: impl FnOnce(*mut *mut c_void) -> T) -> T {
-        let params = self.launch.params.iter();
+        let params = self.params.iter();
         let mut pointers: Vec<*mut c_void> =
             params.map(|bytes| bytes.as_ptr().cast_mut().cast()).collect();
         f(pointers.as_mut_ptr())
@@ -119,7 +206,7 @@ impl Drop for Event {
 pub(crate) struct CudaExecutable {
     context: Arc<Context>,
     executable: Handle,
-    steps: Vec<Vec<Ready>>,
+    steps: Vec<Step>,
     /// Keep alive what the launches use.
     _modules: Arc<Modules>,
     _plan: Arc<Plan>,
@@ -140,16 +227,24 @@ impl CudaExecutable {
         steps: Vec<Launches>,
         memory: Vec<Memory>,
     ) -> Result<Self> {
-        let units = steps.iter().flat_map(|step| &step.launches).map(|launch| launch.unit);
-        modules.load(&units.collect())?;
-        let depends_on: Vec<_> = steps.iter().map(|step| step.depends_on.clone()).collect();
-        let ready = |launch: Launch| {
-            let function = modules.function(launch.unit, &launch.name, launch.shared)?;
-            Ok(Ready { function, launch })
+        let all = steps.iter().flat_map(|step| {
+            step.launches.iter().chain(step.ahead.iter().map(|ahead| &ahead.launch))
+        });
+        modules.load(&all.map(|launch| launch.unit).collect())?;
+        let ready = |launch| Ready::new(context, modules, launch);
+        let step = |step: Launches| {
+            let ahead = step.ahead.into_iter();
+            let ahead = ahead.map(|Ahead { launch, waits, before }| {
+                Ok((ready(launch)?, waits, before))
+            });
+            Ok(Step {
+                ahead: ahead.collect::<Result<_>>()?,
+                chain: step.launches.into_iter().map(ready).collect::<Result<_>>()?,
+                depends_on: step.depends_on,
+            })
         };
-        let steps = steps.into_iter().map(|step| step.launches.into_iter().map(ready).collect());
-        let steps: Vec<Vec<Ready>> = steps.collect::<Result<_>>()?;
-        let executable = instantiate(context, &steps, &depends_on)?;
+        let steps: Vec<Step> = steps.into_iter().map(step).collect::<Result<_>>()?;
+        let executable = instantiate(context, &steps)?;
         Ok(Self {
             context: Arc::clone(context),
             executable,
@@ -161,55 +256,95 @@ impl CudaExecutable {
     }
 }
 
-/// The launches of each step in a row; the first waits for the last of the steps before.
-fn instantiate(
-    context: &Context,
-    steps: &[Vec<Ready>],
-    depends_on: &[Vec<usize>],
-) -> Result<Handle> {
-    let entered = context.enter()?;
-    let driver = entered.driver;
-    let mut graph = ptr::null_mut();
-    // SAFETY: the driver writes the handle.
-    driver.check("cuGraphCreate", unsafe { (driver.graph_create)(&mut graph, 0) })?;
-    let mut ends: Vec<Vec<Handle>> = Vec::with_capacity(steps.len());
-    let built = (|| {
-        for (step, before) in steps.iter().zip(depends_on) {
-            let mut last: Vec<Handle> =
-                before.iter().flat_map(|&step| ends[step].iter().copied()).collect();
-            last.sort_unstable();
-            last.dedup();
-            for ready in step {
-                let mut node = ptr::null_mut();
-                let status = ready.with_params(|params| {
-                    let Launch { grid, block, shared, .. } = ready.launch;
-                    let kernel = KernelNode {
-                        function: ready.function,
-                        grid,
-                        block: [block, 1, 1],
-                        shared,
-                        params,
-                        extra: ptr::null_mut(),
-                    };
-                    // SAFETY: nodes of this graph; parameters of the kernel's sizes, which the
-                    // driver copies.
-                    unsafe {
-                        (driver.graph_kernel)(&mut node, graph, last.as_ptr(), last.len(), &kernel)
-                    }
-                });
-                driver.check(&format!("adding kernel {}", ready.launch.name), status)?;
-                last = vec![node];
+/// A graph while it is made.
+struct Graph<'a> {
+    driver: &'a Driver,
+    handle: Handle,
+    /// Whether a kernel may be launched before the one that it waits for has ended.
+    overlap: bool,
+}
+
+impl Graph<'_> {
+    /// A node that waits for others.
+    fn add(&self, ready: &Ready, before: &[Handle]) -> Result<Handle> {
+        let driver = self.driver;
+        let mut node = ptr::null_mut();
+        let status = ready.with_params(|params| {
+            let Launch { grid, block, shared, .. } = ready.launch;
+            let kernel = KernelNode {
+                function: ready.function,
+                grid,
+                block: [block, 1, 1],
+                shared,
+                params,
+                extra: ptr::null_mut(),
+            };
+            // SAFETY: parameters of the kernel's sizes, which the driver copies; no dependencies.
+            unsafe { (driver.graph_kernel)(&mut node, self.handle, ptr::null(), 0, &kernel) }
+        });
+        driver.check(&format!("adding kernel {}", ready.launch.name), status)?;
+        let mut before = before.to_vec();
+        before.sort_unstable();
+        before.dedup();
+        // Kernels begin with a wait of their own; of several edges none is programmatic.
+        let edge = match before.len() {
+            1 if self.overlap => EdgeData::PROGRAMMATIC,
+            _ => EdgeData::default(),
+        };
+        let (to, edges) = (vec![node; before.len()], vec![edge; before.len()]);
+        // SAFETY: nodes of this graph, as many of each as said.
+        let status = unsafe {
+            (driver.graph_edges)(
+                self.handle,
+                before.as_ptr(),
+                to.as_ptr(),
+                edges.as_ptr(),
+                before.len(),
+            )
+        };
+        driver.check("cuGraphAddDependencies", status)?;
+        Ok(node)
+    }
+
+    /// The launches of each step in a row; the first waits for the last of the steps before.
+    fn fill(&self, steps: &[Step]) -> Result<()> {
+        // The last node of each step. A step without launches stands for those that it waits for.
+        let mut ends: Vec<Vec<Handle>> = Vec::with_capacity(steps.len());
+        for step in steps {
+            let after = |steps: &[usize]| -> Vec<Handle> {
+                steps.iter().flat_map(|&step| ends[step].iter().copied()).collect()
+            };
+            let ahead = step.ahead.iter().map(|(ready, waits, before)| {
+                Ok((self.add(ready, &after(waits))?, *before))
+            });
+            let ahead: Vec<(Handle, usize)> = ahead.collect::<Result<_>>()?;
+            let mut last = after(&step.depends_on);
+            for (index, ready) in step.chain.iter().enumerate() {
+                let filled = ahead.iter().filter(|(_, before)| *before == index);
+                last.extend(filled.map(|(node, _)| *node));
+                last = vec![self.add(ready, &last)?];
             }
             ends.push(last);
         }
+        Ok(())
+    }
+}
+
+fn instantiate(context: &Context, steps: &[Step]) -> Result<Handle> {
+    let entered = context.enter()?;
+    let driver = entered.driver;
+    let mut handle = ptr::null_mut();
+    // SAFETY: the driver writes the handle.
+    driver.check("cuGraphCreate", unsafe { (driver.graph_create)(&mut handle, 0) })?;
+    let overlap = context.caps.compute >= [9, 0];
+    let built = Graph { driver, handle, overlap }.fill(steps).and_then(|()| {
         let mut executable = ptr::null_mut();
         // SAFETY: a live graph.
-        let status = unsafe { (driver.graph_instantiate)(&mut executable, graph, 0) };
-        driver.check("cuGraphInstantiate", status)?;
-        Ok(executable)
-    })();
+        let status = unsafe { (driver.graph_instantiate)(&mut executable, handle, 0) };
+        driver.check("cuGraphInstantiate", status).map(|()| executable)
+    });
     // SAFETY: created above; the executable does not need it.
-    unsafe { (driver.graph_destroy)(graph) };
+    unsafe { (driver.graph_destroy)(handle) };
     built
 }
 
@@ -229,7 +364,7 @@ impl Execute for CudaExecutable {
         let (first, rest) = events.split_at(1);
         first[0].record(&entered)?;
         for (step, event) in self.steps.iter().zip(rest) {
-            for ready in step {
+            for ready in step.ahead.iter().map(|(ready, ..)| ready).chain(&step.chain) {
                 ready.start(&entered)?;
             }
             event.record(&entered)?;
@@ -255,7 +390,6 @@ pub(crate) fn launch_now(
     launch: Launch,
 ) -> Result<()> {
     modules.load(&[launch.unit].into_iter().collect())?;
-    let function = modules.function(launch.unit, &launch.name, launch.shared)?;
-    let entered = context.enter()?;
-    Ready { function, launch }.start(&entered)
+    let ready = Ready::new(context, modules, launch)?;
+    ready.start(&context.enter()?)
 }

@@ -54,18 +54,7 @@ impl Modules {
 
     /// The cubin of a unit, from the cache or the compiler.
     fn cubin(&self, unit: Unit) -> Result<Vec<u8>> {
-        let nvrtc = self.nvrtc()?;
-        let name = unit.to_string();
-        let source = unit.source();
-        let architecture = self.context.caps.architecture();
-        let version = nvrtc.version().map(i32::to_le_bytes).concat();
-        let key = hash(&[source.as_bytes(), architecture.as_bytes(), &version]);
-        if let Some(cubin) = self.cache.get(&name, key) {
-            return Ok(cubin);
-        }
-        let cubin = nvrtc.compile(&name, &source, &architecture)?;
-        self.cache.put(&name, key, &cubin);
-        Ok(cubin)
+        cubin(self.nvrtc()?, &self.cache, unit, &self.context.caps.architecture())
     }
 
     /// Compiles and loads what is missing, several units at once.
@@ -145,4 +134,22 @@ impl Drop for Modules {
             }
         }
     }
+}
+
+/// The cubin of a unit, from the cache or the compiler.
+pub(crate) fn cubin(
+    nvrtc: &Nvrtc,
+    cache: &Cache,
+    unit: Unit,
+    architecture: &str,
+) -> Result<Vec<u8>> {
+    let (name, source) = (unit.to_string(), unit.source());
+    let version = nvrtc.version().map(i32::to_le_bytes).concat();
+    let key = hash(&[source.as_bytes(), architecture.as_bytes(), &version]);
+    if let Some(cubin) = cache.get(&name, key) {
+        return Ok(cubin);
+    }
+    let cubin = nvrtc.compile(&name, &source, architecture)?;
+    cache.put(&name, key, &cubin);
+    Ok(cubin)
 }

@@ -102,7 +102,7 @@ impl Nvrtc {
             text(&format!("--gpu-architecture={architecture}"))?,
             text("--std=c++17")?,
             text("--fmad=false")?,
-            text("--default-device")?,
+            text("--device-as-default-execution-space")?,
         ];
         let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
         let mut program = ptr::null_mut();
