@@ -9,9 +9,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Kernels that may use local memory, and why.
-const ALLOWED: &[(&str, &str)] = &[
-    ("head_norm_rope_", "the frame of the subroutine that divides f64 angles"),
-];
+const ALLOWED: &[(&str, &str)] =
+    &[("head_norm_rope_", "the frame of the subroutine that divides f64 angles")];
 
 struct Options {
     nvrtc: Option<PathBuf>,
@@ -87,7 +86,9 @@ fn main() -> ExitCode {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((unit, architecture)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some((unit, architecture)) =
+                    work.get(next.fetch_add(1, Ordering::Relaxed))
+                {
                     let (text, found) = check(&nvrtc, &options, *unit, architecture);
                     problems.fetch_add(found, Ordering::Relaxed);
                     let mut count = count.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

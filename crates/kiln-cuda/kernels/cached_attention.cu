@@ -68,12 +68,11 @@ template <class C, int G, int CH, int U> __device__ void cached_attention(const 
         const u64 head = kv_head * args.group + min(u32(first_head + g), u32(args.group - 1));
         const void* row = (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h);
         #pragma unroll
-        for (int c = 0; c < CH; ++c)
+        for (int c = 0; c < CH; ++c) {
+            load8_as(args.element, row, (at + c * lanes) * 8, args.dim, q[g][c]);
             #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                u32 i = (at + c * lanes) * 8 + e;
-                q[g][c][e] = i < args.dim ? load_as(args.element, row, i) * args.scale : 0.0f;
-            }
+            for (int e = 0; e < 8; ++e) q[g][c][e] *= args.scale;
+        }
     }
     // The merge reads no part without keys.
     if (!span.valid || begin >= end) return;
@@ -138,7 +137,7 @@ template <class C, int G, int CH, int U> __device__ void cached_attention(const 
         }
     }
 
-    // The key slots of the block are merged in their order.
+    // The key slots of the block are merged in their order; a lane of each warp for each.
     __shared__ float tops[G][32], sums[G][32];
     extern __shared__ float rows[];
     const u32 slots = WARPS * keys, mine = warp * keys + lane / lanes;
@@ -150,78 +149,93 @@ template <class C, int G, int CH, int U> __device__ void cached_attention(const 
         }
     }
     __syncthreads();
+    float all[G], total[G];
     #pragma unroll
     for (int g = 0; g < G; ++g) {
-        float all = -INF;
-        for (u32 s = 0; s < slots; ++s) all = fmaxf(all, tops[g][s]);
-        float factor = sum[g] > 0.0f ? expf(top[g] - all) : 0.0f;
+        const float slot_top = lane < slots ? tops[g][lane] : -INF, slot_sum = lane < slots ? sums[g][lane] : 0.0f;
+        all[g] = warp_max(slot_top);
+        const float share = slot_sum > 0.0f ? expf(slot_top - all[g]) : 0.0f;
+        total[g] = warp_sum(slot_sum * share);
+        const float factor = __shfl_sync(~0u, share, mine);
         #pragma unroll
         for (int c = 0; c < CH; ++c)
             #pragma unroll
             for (int e = 0; e < 8; ++e) {
                 u32 i = (at + c * lanes) * 8 + e;
-                if (i < args.dim) rows[mine * args.dim + i] = out[g][c][e] * factor;
+                if (i < args.dim) rows[(g * slots + mine) * args.dim + i] = out[g][c][e] * factor;
             }
-        __syncthreads();
-        if (g < heads) {
-            const u64 head = kv_head * args.group + first_head + g;
-            float total = 0.0f;
-            for (u32 s = 0; s < slots; ++s) total += sums[g][s] > 0.0f ? sums[g][s] * expf(tops[g][s] - all) : 0.0f;
-            for (u32 i = threadIdx.x; i < args.dim; i += blockDim.x) {
-                float y = 0.0f;
-                for (u32 s = 0; s < slots; ++s) y += rows[s * args.dim + i];
-                u64 row = (token * args.heads + head) * args.parts + part;
-                ((float*)args.partial)[row * args.dim + i] = y;
-                if (i == 0) ((float2*)args.statistics)[row] = make_float2(all, total);
-            }
+    }
+    __syncthreads();
+    #pragma unroll
+    for (int g = 0; g < G; ++g) {
+        if (g >= heads) break;
+        const u64 head = kv_head * args.group + first_head + g;
+        const u64 row = (token * args.heads + head) * args.parts + part;
+        for (u32 i = threadIdx.x; i < args.dim; i += blockDim.x) {
+            float y = 0.0f;
+            for (u32 s = 0; s < slots; ++s) y += rows[(g * slots + s) * args.dim + i];
+            ((float*)args.partial)[row * args.dim + i] = y;
         }
-        __syncthreads();
+        if (threadIdx.x == 0) ((float2*)args.statistics)[row] = make_float2(all[g], total[g]);
     }
 }
 
 // The sum of the parts over the sum of the weights: a block for each token and head.
 __device__ void merge(const CachedAttentionArgs& args) {
+    constexpr u32 TILE = 128;
+    __shared__ float shares[TILE];
     const u64 token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
     const Span span(args, token);
     const float2* statistics = (const float2*)args.statistics + blockIdx.x * u64(args.parts);
     const float* partial = (const float*)args.partial + blockIdx.x * u64(args.parts) * args.dim;
-    float all = -INF, total = 0.0f;
     const u32 first = span.valid ? u32(span.begin / i64(args.part_keys)) : 0;
     const u32 end = span.valid ? u32((span.end - 1) / i64(args.part_keys)) + 1 : 0;
-    for (u32 part = first; part < end; ++part) {
-        float2 s = statistics[part];
-        if (s.y > 0.0f) all = fmaxf(all, s.x);
-    }
+    float all = -INF;
+    for (u32 part = first + threadIdx.x; part < end; part += blockDim.x) all = fmaxf(all, statistics[part].x);
+    all = block_max(all);
     const bool any = all > -INF;
-    if (args.sinks && any) {
-        float sink = ((const float*)args.sinks)[head];
-        all = fmaxf(all, sink);
-        total = expf(sink - all);
-    }
-    for (u32 part = first; part < end; ++part) {
-        float2 s = statistics[part];
-        if (s.y > 0.0f) total += s.y * expf(s.x - all);
-    }
-    const u64 output = args.output + token * args.output_stride_t + head * args.output_stride_h;
-    for (u32 i = threadIdx.x; i < args.dim; i += blockDim.x) {
-        float y = 0.0f;
-        for (u32 part = first; part < end; ++part) {
-            float2 s = statistics[part];
-            if (s.y > 0.0f) y += partial[u64(part) * args.dim + i] * expf(s.x - all);
+    const float sink = args.sinks && any ? ((const float*)args.sinks)[head] : -INF;
+    all = fmaxf(all, sink);
+    float total = 0.0f, y[4] = {};
+    for (u32 tile = first; tile < end; tile += TILE) {
+        const u32 count = min(end - tile, TILE);
+        __syncthreads();
+        for (u32 part = threadIdx.x; part < count; part += blockDim.x) {
+            const float2 s = statistics[tile + part];
+            const float share = s.y > 0.0f ? expf(s.x - all) : 0.0f;
+            shares[part] = share;
+            total += s.y * share;
         }
-        y = !span.valid ? NAN_F : any ? y / total : 0.0f;
-        if (args.element == ELEMENT_F32) ((float*)output)[i] = y;
-        else if (args.element == ELEMENT_F16) ((f16*)output)[i] = from_float<f16>(y);
-        else ((bf16*)output)[i] = from_float<bf16>(y);
+        __syncthreads();
+        #pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const u32 i = threadIdx.x + j * blockDim.x;
+            if (i < args.dim) {
+                #pragma unroll 8
+                for (u32 part = 0; part < count; ++part) y[j] = fmaf(partial[u64(tile + part) * args.dim + i], shares[part], y[j]);
+            }
+        }
+    }
+    total = block_sum(total);
+    if (sink > -INF) total += expf(sink - all);
+    const u64 output = args.output + token * args.output_stride_t + head * args.output_stride_h;
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const u32 i = threadIdx.x + j * blockDim.x;
+        if (i >= args.dim) break;
+        const float x = !span.valid ? NAN_F : any ? y[j] / total : 0.0f;
+        if (args.element == ELEMENT_F32) ((float*)output)[i] = x;
+        else if (args.element == ELEMENT_F16) ((f16*)output)[i] = from_float<f16>(x);
+        else ((bf16*)output)[i] = from_float<bf16>(x);
         if (args.q8) {
             const u64 blocks = args.heads * args.dim / 32;
-            store_q8((u8*)args.q8 + token * blocks * 48, blocks, (head * args.dim + i) / 32, y);
+            store_q8((u8*)args.q8 + token * blocks * 48, blocks, (head * args.dim + i) / 32, x);
         }
     }
 }
 
 #define INSTANCE(A, C, G, CH) \
-    extern "C" __global__ void __launch_bounds__(128) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { begin(); cached_attention<C, G, CH, 4 / CH>(args); }
+    extern "C" __global__ void __launch_bounds__(128, 2) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { begin(); cached_attention<C, G, CH, 4 / CH>(args); }
 #define TYPES(G, CH) INSTANCE(f32, float, G, CH) INSTANCE(f16, f16, G, CH) INSTANCE(bf16, bf16, G, CH) INSTANCE(q8_0, Q8, G, CH)
 TYPES(1, 1)
 TYPES(4, 1)

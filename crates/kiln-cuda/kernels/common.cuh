@@ -77,6 +77,17 @@ __device__ __forceinline__ float load_as(u32 element, const void* base, u64 inde
     return to_float(((const bf16*)base)[index]);
 }
 
+// Eight neighbours from `i` on, those from `n` on zeros.
+template <class T> __device__ __forceinline__ void load8(const T* p, u32 i, u32 n, float (&v)[8]) {
+    #pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] = i + e < n ? to_float(p[i + e]) : 0.0f;
+}
+__device__ __forceinline__ void load8_as(u32 element, const void* base, u32 i, u32 n, float (&v)[8]) {
+    if (element == ELEMENT_F32) load8((const float*)base, i, n, v);
+    else if (element == ELEMENT_F16) load8((const f16*)base, i, n, v);
+    else load8((const bf16*)base, i, n, v);
+}
+
 // Four neighbours. `wide` says that the address is a multiple of their size.
 __device__ __forceinline__ void load4(const float* p, bool wide, float (&v)[4]) {
     if (wide) {

@@ -20,20 +20,32 @@ template <class W, class T> __device__ void embed(const EmbedArgs& args) {
     }
 }
 
-// All rows as bf16, contiguous, padded with zeros to whole blocks.
+// All rows as bf16, contiguous, padded with zeros to whole blocks. A warp writes its blocks one after
+// the other by way of shared memory; the exchange of places keeps banks apart.
 template <class W> __device__ void dequantize(const TileArgs& args) {
-    const u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= args.n * args.blocks) return;
-    const u64 row = at / args.blocks;
-    const u32 block = at % args.blocks;
-    float v[32];
-    Tile<W>::values(args, Tile<W>::load(args, 0, row, block), 0, row, block, v);
-    uint4* output = (uint4*)(args.output) + at * 4;
+    __shared__ uint4 stage[128 * 4];
+    const u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x, count = args.n * args.blocks;
+    const u32 lane = threadIdx.x & 31;
+    uint4* mine = stage + (threadIdx.x & ~31u) * 4;
+    if (at < count) {
+        const u64 row = at / args.blocks;
+        const u32 block = at % args.blocks;
+        float v[32];
+        Tile<W>::values(args, Tile<W>::load(args, 0, row, block), 0, row, block, v);
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            mine[lane * 4 + (i ^ (lane >> 1 & 3))] = make_uint4(
+                pack2<bf16>(v[8 * i], v[8 * i + 1]), pack2<bf16>(v[8 * i + 2], v[8 * i + 3]),
+                pack2<bf16>(v[8 * i + 4], v[8 * i + 5]), pack2<bf16>(v[8 * i + 6], v[8 * i + 7]));
+        }
+    }
+    __syncwarp();
+    const u64 first = at - lane;
+    uint4* output = (uint4*)args.output + first * 4;
     #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        output[i] = make_uint4(
-            pack2<bf16>(v[8 * i], v[8 * i + 1]), pack2<bf16>(v[8 * i + 2], v[8 * i + 3]),
-            pack2<bf16>(v[8 * i + 4], v[8 * i + 5]), pack2<bf16>(v[8 * i + 6], v[8 * i + 7]));
+    for (int j = 0; j < 4; ++j) {
+        const u32 owner = (j * 32 + lane) / 4, i = lane % 4;
+        if (first + owner < count) output[j * 32 + lane] = mine[owner * 4 + (i ^ (owner >> 1 & 3))];
     }
 }
 

@@ -184,10 +184,12 @@ template <class T, int DP, int RW, int CW, int BK, bool SPLIT> struct Flash {
                 const u32 a[4] = {pack2<T>(s[2 * k][0], s[2 * k][1]), pack2<T>(s[2 * k][2], s[2 * k][3]),
                                   pack2<T>(s[2 * k + 1][0], s[2 * k + 1][1]), pack2<T>(s[2 * k + 1][2], s[2 * k + 1][3])};
                 #pragma unroll
-                for (int j = 0; j < COLUMNS / 8; ++j) {
-                    u32 b[2];
-                    load_matrix2_transposed(b, vs + (k * 16 + (lane & 15)) * PITCH + column_warp * COLUMNS + j * 8);
-                    mma<T>(out[j], a, b);
+                for (int j = 0; j < COLUMNS / 8; j += 2) {
+                    u32 b[4];
+                    load_matrix4_transposed(b, vs + (k * 16 + (lane & 15)) * PITCH + column_warp * COLUMNS + (j + (lane >> 4)) * 8);
+                    const u32 b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+                    mma<T>(out[j], a, b0);
+                    mma<T>(out[j + 1], a, b1);
                 }
             }
             key = next;

@@ -17,9 +17,9 @@ __device__ __forceinline__ void load_matrix2(u32 (&r)[2], const void* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
         : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(p)) : "memory");
 }
-__device__ __forceinline__ void load_matrix2_transposed(u32 (&r)[2], const void* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-        : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(p)) : "memory");
+__device__ __forceinline__ void load_matrix4_transposed(u32 (&r)[4], const void* p) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(p)) : "memory");
 }
 
 // d[16, 8] += a[16, 16] b[16, 8]

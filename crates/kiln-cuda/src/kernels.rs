@@ -168,11 +168,9 @@ impl Unit {
                 (ops::matmul::MatVecArgs::cuda(), &TILE[..1], kernel_file!("mat_vec.cu"))
             }
             Unit::ExactMatmul(_) => (tile(), &TILE, kernel_file!("exact_matmul.cu")),
-            Unit::MmaMatmul(_) => (
-                tile(),
-                &[TILE[0], TILE[1], ("ptx.cuh", PTX)],
-                kernel_file!("mma_matmul.cu"),
-            ),
+            Unit::MmaMatmul(_) => {
+                (tile(), &[TILE[0], TILE[1], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
+            }
             Unit::Dequantize(_) => {
                 (tile() + &ops::rows::EmbedArgs::cuda(), &TILE, kernel_file!("dequantize.cu"))
             }

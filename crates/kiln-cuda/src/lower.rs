@@ -6,7 +6,7 @@ use crate::runtime::context::Caps;
 use crate::runtime::graph::{Ahead, Launch, Launches, Param};
 use crate::view::View;
 use kiln_core::KernelArgs;
-use kiln_core::ops::{Op, Role};
+use kiln_core::ops::{Op, Precision, Role};
 use std::ops::Range;
 
 /// A kernel with its geometry.
@@ -89,7 +89,8 @@ impl Workspace {
                 turns += 1;
             }
             let range = self.next..self.next + bytes;
-            let taken = |piece: &&Piece| overlaps(&piece.range, &range) && piece.users.contains(&step);
+            let taken =
+                |piece: &&Piece| overlaps(&piece.range, &range) && piece.users.contains(&step);
             match self.pieces.iter().find(taken) {
                 Some(piece) if turns < 2 => self.next = piece.range.end,
                 taken => {
@@ -131,6 +132,8 @@ pub(crate) struct Lowered {
 /// The plan while it is lowered.
 pub(crate) struct Lowering {
     pub(crate) caps: Caps,
+    /// What fast products of the plan read.
+    products: Vec<View>,
     workspace: Workspace,
     step: usize,
     current: Launches,
@@ -156,7 +159,13 @@ impl Lowering {
             full: false,
         };
         let current = Launches::default();
-        let mut lowering = Self { caps, workspace, step: 0, current, done: Vec::new() };
+        let products = steps.iter().filter_map(|(op, _)| match op {
+            Op::Matmul(op) => (op.precision == Precision::Fast).then_some(op.input),
+            Op::GatedMatmul(op) => (op.precision == Precision::Fast).then_some(op.input),
+            _ => None,
+        });
+        let products = products.collect();
+        let mut lowering = Self { caps, products, workspace, step: 0, current, done: Vec::new() };
         for (step, (op, depends_on)) in steps.iter().enumerate() {
             lowering.step = step;
             lowering.workspace.step = 0;
@@ -243,9 +252,10 @@ impl Lowering {
         address
     }
 
-    /// Memory that this step fills with what was made of its output, for later steps to share.
+    /// Memory that this step fills with what was made of its output, for later steps to share; 0
+    /// where no fast product reads the output.
     pub(crate) fn provide(&mut self, made: Made, bytes: u64) -> u64 {
-        self.allocate(bytes, Some(made))
+        if self.products.contains(&made.from) { self.allocate(bytes, Some(made)) } else { 0 }
     }
 
     fn allocate(&mut self, bytes: u64, made: Option<Made>) -> u64 {
@@ -292,6 +302,9 @@ impl Lowering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::planes::Planes;
+    use kiln_core::DType;
+    use kiln_core::ops::{InputLayout, Matmul, RmsNorm, Scale};
 
     fn workspace(limit: u64) -> Workspace {
         Workspace {
@@ -304,6 +317,80 @@ mod tests {
             largest_step: 0,
             full: false,
         }
+    }
+
+    const HOPPER: Caps = Caps { compute: [9, 0], processors: 132, shared: 227 << 10 };
+
+    /// A view of a tensor of its own, at an address of its own.
+    fn view(dtype: DType, shape: [usize; 2], base: u64) -> View {
+        let device = kiln_reference::device();
+        let tensor = device.tensor(dtype, shape).unwrap();
+        View::new(base, 0, &tensor, None)
+    }
+
+    fn imported(dtype: DType, shape: [usize; 2], base: u64) -> View {
+        let device = kiln_reference::device();
+        let tensor = device.tensor(dtype, shape).unwrap();
+        View::new(base, 0, &tensor, Planes::new(dtype, shape[0], shape[1]))
+    }
+
+    fn product(input: View, weight: View, output: View) -> Op<View> {
+        let (input_layout, precision) = (InputLayout::RowMajor, Precision::Fast);
+        Op::Matmul(Matmul { input, weight, output, input_layout, precision })
+    }
+
+    fn names(launches: &Launches) -> Vec<&str> {
+        launches.launches.iter().map(|launch| launch.name.as_str()).collect()
+    }
+
+    #[test]
+    fn steps_share_activations_until_they_change() {
+        let x = view(DType::F32, [1, 256], 1 << 20);
+        let weight = imported(DType::Q4K, [64, 256], 2 << 20);
+        let outputs = [3, 4, 5].map(|at| view(DType::F32, [1, 64], at << 20));
+        let scale = Op::Scale(Scale { input: x, output: x, factor: 2.0 });
+        let steps = [
+            (product(x, weight, outputs[0]), vec![]),
+            (product(x, weight, outputs[1]), vec![]),
+            (scale, vec![0, 1]),
+            (product(x, weight, outputs[2]), vec![2]),
+        ];
+        let lowered = Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps;
+        assert_eq!(names(&lowered[0]), ["activations_q8", "mat_vec_1"]);
+        assert_eq!(names(&lowered[1]), ["mat_vec_1"]);
+        assert_eq!(lowered[1].depends_on, [0]);
+        assert_eq!(names(&lowered[3]), ["activations_q8", "mat_vec_1"]);
+    }
+
+    #[test]
+    fn a_norm_makes_the_activations_of_the_products_that_follow() {
+        let x = view(DType::F32, [2, 256], 1 << 20);
+        let h = view(DType::F32, [2, 256], 2 << 20);
+        let y = view(DType::F32, [2, 64], 3 << 20);
+        let weight = imported(DType::Q8_0, [64, 256], 4 << 20);
+        let norm = Op::RmsNorm(RmsNorm { input: x, weight: None, output: h, eps: 1e-6 });
+        let steps = [(norm, vec![]), (product(h, weight, y), vec![0])];
+        let lowered = Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps;
+        assert_eq!(names(&lowered[0]), ["rms_norm_f32_1"]);
+        assert_eq!(names(&lowered[1]), ["mat_vec_2"]);
+    }
+
+    #[test]
+    fn weights_at_rest_are_dequantised_ahead() {
+        let x = view(DType::F32, [64, 256], 1 << 20);
+        let y = view(DType::F32, [64, 64], 2 << 20);
+        let weight = imported(DType::Q6K, [64, 256], 3 << 20);
+        let steps = [(product(x, weight, y), vec![])];
+        let lowered = &Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps[0];
+        assert_eq!(names(lowered), ["activations_bf16", "wgmma_matmul_128"]);
+        let [Ahead { launch, waits, before }] = &lowered.ahead[..] else { panic!() };
+        assert_eq!((launch.name.as_str(), &waits[..], *before), ("dequantize_bf16", &[][..], 1));
+        let raw = view(DType::Q6K, [64, 256], 3 << 20);
+        let steps = [(product(x, raw, y), vec![])];
+        let lowered = &Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps[0];
+        let expected = ["pack_q6_k", "activations_bf16", "dequantize_bf16", "wgmma_matmul_128"];
+        assert_eq!(names(lowered), expected);
+        assert!(lowered.ahead.is_empty());
     }
 
     #[test]

@@ -162,3 +162,17 @@ pub(super) fn provide_q8(output: View, lowering: &mut Lowering) -> u64 {
     let bytes = output.extent(0) * output.last() / BLOCK as u64 * 48;
     lowering.provide(Made { kind: ROWS[0], from: output }, bytes)
 }
+
+/// As [`provide_q8`], bf16 rows for products of many rows, which must be whole blocks long: the address
+/// and bytes from row to row.
+pub(super) fn provide_bf16(output: View, lowering: &mut Lowering) -> (u64, u64) {
+    let many = output.rank() == 2 && output.extent(0) > MAT_VEC_ROWS;
+    let whole = output.last().is_multiple_of(BLOCK as u64);
+    if !many || !whole || output.dtype() != DType::F32 {
+        return (0, 0);
+    }
+    let stride = output.last() * 2;
+    let made = Made { kind: ROWS[2], from: output };
+    let address = lowering.provide(made, output.extent(0) * stride);
+    (address, stride)
+}

@@ -479,7 +479,7 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
     let slots = WARPS * u64::from(32 / lanes);
     let kernel = Kernel::new(Unit::CachedAttention, kernel, 1, 32 * WARPS as u32)
         .grid([parts, kv_heads, tokens * group.div_ceil(together)])
-        .shared(slots * dim * 4);
+        .shared(together * slots * dim * 4);
     lowering.launch(kernel, &args);
     let threads = dim.next_multiple_of(32).min(128) as u32;
     let merge = "cached_attention_merge";

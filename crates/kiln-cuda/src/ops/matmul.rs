@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::activations::Input;
+use super::activations::{self, Input};
 use super::elementwise;
 use super::weight::Weight;
 use crate::kernels::Unit;
@@ -199,6 +199,14 @@ kiln_core::kernel_args! {
         column_tiles: u32,
         /// Whether pairs of outputs are aligned.
         wide: u32,
+        /// The output in bf16 too, padded to whole blocks of 32, or 0.
+        copy: u64,
+        /// Bytes from row to row.
+        copy_stride: u64,
+        /// 0 SiLU, 1 GELU.
+        activation: u32,
+        /// Unused.
+        reserved: u32,
     }
 }
 
@@ -239,14 +247,14 @@ pub(crate) fn select(dtype: DType, precision: Precision, m: u64, caps: Caps) -> 
 /// Rows of the input of a tile of `wgmma_matmul.cu`.
 const GEMM_ROWS: u64 = 128;
 
-/// Columns of a tile: the wider needs less shared memory traffic, the narrower fills more
-/// processors where there are few tiles.
+/// Columns of a tile: the wider needs less shared memory traffic; the narrower fills more processors
+/// where there are few tiles, and leaves room for the dequantising of the next weight, which counts
+/// where rows are few.
 pub(crate) fn gemm_columns(m: u64, n: u64, processors: u64) -> u64 {
     // Time of all waves, in columns of one processor.
-    let time = |columns: u64| {
-        (m.div_ceil(GEMM_ROWS) * n.div_ceil(columns)).div_ceil(processors) * columns
-    };
-    if time(128) * 10 < time(256) * 9 { 128 } else { 256 }
+    let time =
+        |columns: u64| (m.div_ceil(GEMM_ROWS) * n.div_ceil(columns)).div_ceil(processors) * columns;
+    if time(128) * 10 < time(256) * 9 || m <= 1024 && time(128) <= time(256) { 128 } else { 256 }
 }
 
 /// Rows that a warp of `mat_vec.cu` has, by the rows of activations that it is compiled for.
@@ -333,67 +341,73 @@ impl Product {
     fn gemm(self, weight: Weight, lowering: &mut Lowering) {
         let Self { input, output, output_stride, .. } = self;
         let m = input.rows;
-        let (address, stride) = input.bf16(lowering);
         let columns = gemm_columns(m, weight.n, u64::from(lowering.caps.processors));
-        let padded = weight.blocks * 32;
-        let plain = weight.dtype == DType::BF16 && weight.wide;
-        let x = Matrix {
-            address,
-            rows: m,
-            columns: padded,
-            stride,
-            box_rows: GEMM_ROWS as u32,
-        };
-        let w = if plain {
-            Matrix {
-                address: weight.planes.q,
-                rows: weight.n,
-                columns: weight.k,
-                stride: weight.stride,
-                box_rows: columns as u32,
-            }
-        } else {
-            let bytes = weight.n * padded * 2;
-            let fill = |output| {
-                (dequantize_kernel(weight), TileArgs { output, ..tile_args(weight) })
-            };
-            let address = if weight.at_rest {
-                lowering.fill_ahead(bytes, fill)
-            } else {
-                let address = lowering.workspace(bytes);
-                let (kernel, args) = fill(address);
-                lowering.launch(kernel, &args);
-                address
-            };
-            Matrix {
-                address,
-                rows: weight.n,
-                columns: padded,
-                stride: padded * 2,
-                box_rows: columns as u32,
-            }
-        };
-        let (row_tiles, column_tiles) = (m.div_ceil(GEMM_ROWS), weight.n.div_ceil(columns));
-        let args = GemmArgs {
-            output,
-            output_stride,
-            m,
-            n: weight.n,
-            k: padded as u32,
-            row_tiles: row_tiles as u32,
-            column_tiles: column_tiles as u32,
-            wide: (output.is_multiple_of(8) && output_stride.is_multiple_of(8)).into(),
-        };
-        let blocks = (row_tiles * column_tiles).min(u64::from(lowering.caps.processors));
-        let kernel = Kernel::new(Unit::WgmmaMatmul, format!("wgmma_matmul_{columns}"), blocks, 384)
-            .shared(gemm_shared(columns));
-        let params = vec![
-            Param::Bytes(bytemuck::bytes_of(&args).to_vec()),
-            Param::Matrix(x),
-            Param::Matrix(w),
-        ];
-        lowering.launch_with(kernel, params);
+        let x = gemm_input(input, lowering);
+        let w = gemm_weight(weight, columns, lowering);
+        let args = gemm_args([m, weight.n, columns], weight, (output, output_stride));
+        let kernel = gemm_kernel(format!("wgmma_matmul_{columns}"), columns, args, lowering);
+        lowering.launch_with(kernel, gemm_params(args, &[x, w]));
     }
+}
+
+/// The input of a warpgroup product.
+fn gemm_input(input: Input, lowering: &mut Lowering) -> Matrix {
+    let (address, stride) = input.bf16(lowering);
+    let columns = input.k.next_multiple_of(32);
+    Matrix { address, rows: input.rows, columns, stride, box_rows: GEMM_ROWS as u32 }
+}
+
+/// A weight in bf16, of which tiles have so many rows: where it lies, or dequantised.
+fn gemm_weight(weight: Weight, box_rows: u64, lowering: &mut Lowering) -> Matrix {
+    let box_rows = box_rows as u32;
+    if weight.dtype == DType::BF16 && weight.wide {
+        let (address, stride) = (weight.planes.q, weight.stride);
+        return Matrix { address, rows: weight.n, columns: weight.k, stride, box_rows };
+    }
+    let columns = weight.blocks * 32;
+    let bytes = weight.n * columns * 2;
+    let fill = |output| (dequantize_kernel(weight), TileArgs { output, ..tile_args(weight) });
+    let address = if weight.at_rest {
+        lowering.fill_ahead(bytes, fill)
+    } else {
+        let address = lowering.workspace(bytes);
+        let (kernel, args) = fill(address);
+        lowering.launch(kernel, &args);
+        address
+    };
+    Matrix { address, rows: weight.n, columns, stride: columns * 2, box_rows }
+}
+
+/// Arguments of a product of `m` rows with tiles of so many columns of the output.
+fn gemm_args(
+    [m, n, columns]: [u64; 3],
+    weight: Weight,
+    (output, output_stride): (u64, u64),
+) -> GemmArgs {
+    GemmArgs {
+        output,
+        output_stride,
+        m,
+        n,
+        k: (weight.blocks * 32) as u32,
+        row_tiles: m.div_ceil(GEMM_ROWS) as u32,
+        column_tiles: n.div_ceil(columns) as u32,
+        wide: (output.is_multiple_of(8) && output_stride.is_multiple_of(8)).into(),
+        ..GemmArgs::zeroed()
+    }
+}
+
+/// A kernel of `wgmma_matmul.cu` whose stages hold so many rows of weights.
+fn gemm_kernel(name: String, rows: u64, args: GemmArgs, lowering: &Lowering) -> Kernel {
+    let tiles = u64::from(args.row_tiles) * u64::from(args.column_tiles);
+    let blocks = tiles.min(u64::from(lowering.caps.processors));
+    Kernel::new(Unit::WgmmaMatmul, name, blocks, 384).shared(gemm_shared(rows))
+}
+
+fn gemm_params(args: GemmArgs, matrices: &[Matrix]) -> Vec<Param> {
+    let mut params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())];
+    params.extend(matrices.iter().map(|matrix| Param::Matrix(*matrix)));
+    params
 }
 
 /// Bytes of shared memory of `wgmma_matmul.cu`: stages of 64 values of every row of a tile, and
@@ -508,6 +522,9 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
         };
         return lowering.launch(mat_vec_kernel("gated_mat_vec", weight, m), &args);
     }
+    if one_route(gate, up, precision, m, lowering.caps) == Some(Route::Wgmma) {
+        return gated_gemm(op, rows, lowering);
+    }
     // Both products, then the activation: the steps that the operation stands for.
     let output_stride = (n * 4).next_multiple_of(16);
     let [gate_output, up_output] = [(); 2].map(|()| lowering.workspace(m * output_stride));
@@ -516,6 +533,35 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
     }
     let parts = [(gate_output, output_stride), (up_output, output_stride)];
     elementwise::gated(activation, parts, output, lowering);
+}
+
+/// The route of two products, where it is the same.
+fn one_route(gate: View, up: View, precision: Precision, m: u64, caps: Caps) -> Option<Route> {
+    let [gate, up] = [gate, up].map(|weight| select(weight.dtype(), precision, m, caps));
+    (gate == up).then_some(gate)
+}
+
+/// Columns of the output that a tile of the gated warpgroup product has.
+const GATED_COLUMNS: u64 = 128;
+
+/// Both weights dequantised, then one product with both halves of each tile.
+fn gated_gemm(op: &GatedMatmul<View>, input: Input, lowering: &mut Lowering) {
+    let GatedMatmul { gate, up, output, activation, .. } = *op;
+    let [gate, up] = [gate, up].map(|weight| Weight::new(weight, lowering));
+    let x = gemm_input(input, lowering);
+    let [gate_matrix, up_matrix] =
+        [gate, up].map(|weight| gemm_weight(weight, GATED_COLUMNS, lowering));
+    let (copy, copy_stride) = activations::provide_bf16(output, lowering);
+    let to = (output.address, output.stride(0));
+    let args = GemmArgs {
+        copy,
+        copy_stride,
+        activation: (activation == Activation::GeluTanh).into(),
+        ..gemm_args([input.rows, output.last(), GATED_COLUMNS], gate, to)
+    };
+    let name = "wgmma_gated_matmul".to_owned();
+    let kernel = gemm_kernel(name, 2 * GATED_COLUMNS, args, lowering);
+    lowering.launch_with(kernel, gemm_params(args, &[x, gate_matrix, up_matrix]));
 }
 
 #[cfg(test)]

@@ -39,12 +39,7 @@ kiln_core::kernel_args! {
 pub(crate) const MAT_VEC_SLOTS: u64 = 64;
 
 /// The route of a product with that many slots.
-pub(crate) fn select_slots(
-    weight: Weight,
-    precision: Precision,
-    slots: u64,
-    caps: Caps,
-) -> Route {
+pub(crate) fn select_slots(weight: Weight, precision: Precision, slots: u64, caps: Caps) -> Route {
     let m = if slots <= MAT_VEC_SLOTS { 1 } else { u64::MAX };
     match select(weight.dtype, precision, m, caps) {
         Route::Wgmma => Route::Mma,

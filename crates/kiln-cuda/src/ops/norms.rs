@@ -60,6 +60,8 @@ kiln_core::kernel_args! {
         output_c_stride: u64,
         /// The first output in 8 bits too, as `store_q8` lays it out, or 0.
         q8: u64,
+        /// The first output in bf16 too, rows without gaps, or 0.
+        bf16: u64,
         /// Length of a row.
         dim: u32,
         /// Experts of a row.
@@ -130,6 +132,7 @@ pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) {
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
     norm.args.q8 = activations::provide_q8(op.output, lowering);
+    norm.args.bf16 = activations::provide_bf16(op.output, lowering).0;
     norm.launch("rms_norm", lowering);
 }
 
@@ -220,6 +223,7 @@ pub(super) fn add_rms_norm(op: &AddRmsNorm<View>, lowering: &mut Lowering) {
     [norm.args.residual, norm.args.residual_stride] = norm.rows(op.residual);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
     norm.args.q8 = activations::provide_q8(op.output, lowering);
+    norm.args.bf16 = activations::provide_bf16(op.output, lowering).0;
     norm.launch("add_rms_norm", lowering);
 }
 

@@ -118,13 +118,7 @@ pub(super) fn copy(op: &Copy<View>, lowering: &mut Lowering) {
     copy_to(input, output.address, strides(output), output.dtype().name(), lowering);
 }
 
-fn copy_to(
-    input: View,
-    output: u64,
-    to: [u64; 3],
-    output_type: &str,
-    lowering: &mut Lowering,
-) {
+fn copy_to(input: View, output: u64, to: [u64; 3], output_type: &str, lowering: &mut Lowering) {
     let from = strides(input);
     let [extent_1, extent_2, extent_3] = [1, 2, 3].map(|axis| extent(input, axis));
     let args = CopyArgs {

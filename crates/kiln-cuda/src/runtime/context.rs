@@ -96,8 +96,11 @@ impl Context {
         let (mut memory, mut version) = (0usize, 0);
         // SAFETY: as above; the name has room for as many bytes as said.
         unsafe {
-            let status =
-                (driver.device_name)(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int, device);
+            let status = (driver.device_name)(
+                name.as_mut_ptr().cast::<c_char>(),
+                name.len() as c_int,
+                device,
+            );
             driver.check("cuDeviceGetName", status)?;
             driver.check("cuDeviceTotalMem", (driver.device_memory)(&mut memory, device))?;
             driver.check("cuDriverGetVersion", (driver.driver_version)(&mut version))?;

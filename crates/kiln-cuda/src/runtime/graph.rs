@@ -234,9 +234,8 @@ impl CudaExecutable {
         let ready = |launch| Ready::new(context, modules, launch);
         let step = |step: Launches| {
             let ahead = step.ahead.into_iter();
-            let ahead = ahead.map(|Ahead { launch, waits, before }| {
-                Ok((ready(launch)?, waits, before))
-            });
+            let ahead =
+                ahead.map(|Ahead { launch, waits, before }| Ok((ready(launch)?, waits, before)));
             Ok(Step {
                 ahead: ahead.collect::<Result<_>>()?,
                 chain: step.launches.into_iter().map(ready).collect::<Result<_>>()?,
@@ -314,9 +313,10 @@ impl Graph<'_> {
             let after = |steps: &[usize]| -> Vec<Handle> {
                 steps.iter().flat_map(|&step| ends[step].iter().copied()).collect()
             };
-            let ahead = step.ahead.iter().map(|(ready, waits, before)| {
-                Ok((self.add(ready, &after(waits))?, *before))
-            });
+            let ahead = step
+                .ahead
+                .iter()
+                .map(|(ready, waits, before)| Ok((self.add(ready, &after(waits))?, *before)));
             let ahead: Vec<(Handle, usize)> = ahead.collect::<Result<_>>()?;
             let mut last = after(&step.depends_on);
             for (index, ready) in step.chain.iter().enumerate() {

@@ -117,8 +117,7 @@ impl Buffer for CudaBuffer {
         let entered = self.enter()?;
         let (from, to) = (self.memory.address + offset as u64, out.as_mut_ptr().cast());
         // SAFETY: the range is inside the allocation, and `out` stays until the stream is idle.
-        let status =
-            unsafe { (entered.driver.copy_to_host)(to, from, out.len(), entered.stream) };
+        let status = unsafe { (entered.driver.copy_to_host)(to, from, out.len(), entered.stream) };
         entered.driver.check("cuMemcpyDtoHAsync", status)?;
         entered.wait()
     }
@@ -196,9 +195,8 @@ impl Staging {
         };
         let entered = self.context.enter()?;
         // SAFETY: the caller's range in device memory; the half is not touched until the event.
-        let status = unsafe {
-            (entered.driver.copy_to_device)(to, from.cast(), data.len(), entered.stream)
-        };
+        let status =
+            unsafe { (entered.driver.copy_to_device)(to, from.cast(), data.len(), entered.stream) };
         entered.driver.check("cuMemcpyHtoDAsync", status)?;
         self.busy[half] = true;
         self.events[half].record(&entered)

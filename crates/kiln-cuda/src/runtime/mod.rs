@@ -2,12 +2,12 @@
 
 pub(crate) mod cache;
 pub(crate) mod context;
-pub mod cubin;
+pub(crate) mod cubin;
 pub(crate) mod driver;
 pub(crate) mod graph;
 pub(crate) mod memory;
 pub(crate) mod modules;
-pub mod nvrtc;
+pub(crate) mod nvrtc;
 
 use kiln_core::Error;
 

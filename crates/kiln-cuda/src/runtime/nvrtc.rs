@@ -108,14 +108,7 @@ impl Nvrtc {
         let mut program = ptr::null_mut();
         // SAFETY: strings end in NUL and live until the call returns; there are no headers.
         let status = unsafe {
-            (self.create)(
-                &mut program,
-                source.as_ptr(),
-                file.as_ptr(),
-                0,
-                ptr::null(),
-                ptr::null(),
-            )
+            (self.create)(&mut program, source.as_ptr(), file.as_ptr(), 0, ptr::null(), ptr::null())
         };
         check("nvrtcCreateProgram", status)?;
         // SAFETY: a live program, and as many options as said.
