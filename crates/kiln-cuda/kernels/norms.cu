@@ -161,8 +161,10 @@ template <Kind KIND, class T, int CHUNKS> __device__ void norm(const NormArgs& a
         }
         if (KIND == ADD_RMS_NORM || TWO_STAGES<KIND>) row.store(args.residual, args.residual_stride, i, n, v);
         row.store(args.output_a, args.output_a_stride, i, n, y);
-        if (args.bf16) store4((bf16*)args.bf16 + row.row * dim + i, true, y);
-        if (args.q8) store_q8((u8*)args.q8 + row.row * (dim / 32) * 48, dim / 32, i, y);
+        if ((KIND == RMS_NORM || KIND == ADD_RMS_NORM) && sizeof(T) == 4) {
+            if (args.bf16) store4((bf16*)args.bf16 + row.row * dim + i, true, y);
+            if (args.q8) store_q8((u8*)args.q8 + row.row * (dim / 32) * 48, dim / 32, i, y);
+        }
         if (KIND == RMS_NORM_TRIPLE || KIND == POST_ATTN) {
             row.vector(args.weight_b, 2, i, n, w);
             for (int e = 0; e < 4; ++e) y[e] = v[e] * r * w[e];

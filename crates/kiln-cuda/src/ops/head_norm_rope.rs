@@ -3,7 +3,6 @@
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
 use crate::view::{View, element};
-use bytemuck::Zeroable;
 use kiln_core::DType;
 use kiln_core::ops::{HeadLayout, HeadNormRope, RopePairing};
 
@@ -148,7 +147,6 @@ pub(super) fn head_norm_rope(op: &HeadNormRope<View>, lowering: &mut Lowering) {
         table_rows: op.cos.as_ref().map_or(0, |cos| cos.extent(0) as u32),
         cache_element: op.cache.as_ref().map_or(0, |cache| element(cache.dtype())),
         eps: op.eps,
-        ..HeadNormRopeArgs::zeroed()
     };
     let warps = warps(dim, half, heads).unwrap_or(1);
     // Few tokens: a block for each group of heads; many: one block goes through all heads.

@@ -257,15 +257,31 @@ pub(crate) fn gemm_columns(m: u64, n: u64, processors: u64) -> u64 {
     if time(128) * 10 < time(256) * 9 || m <= 1024 && time(128) <= time(256) { 128 } else { 256 }
 }
 
-/// Rows that a warp of `mat_vec.cu` has, by the rows of activations that it is compiled for.
-const MAT_VEC_TILES: [(u64, u64); 4] = [(1, 2), (2, 2), (4, 2), (8, 2)];
+/// A form of `mat_vec.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatVecTile {
+    /// Rows of activations.
+    pub(crate) rows: u64,
+    /// Rows of the weight that a warp has at once; the gated form has one of each weight.
+    pub(crate) per_warp: u64,
+    /// Blocks that a processor holds: registers set the limit.
+    pub(crate) blocks: u64,
+}
+
+/// The forms that are compiled.
+const MAT_VEC_TILES: [MatVecTile; 4] = [
+    MatVecTile { rows: 1, per_warp: 1, blocks: 4 },
+    MatVecTile { rows: 2, per_warp: 2, blocks: 4 },
+    MatVecTile { rows: 4, per_warp: 2, blocks: 4 },
+    MatVecTile { rows: 8, per_warp: 2, blocks: 3 },
+];
 /// Warps of a block of the matrix-vector kernels.
 const MAT_VEC_WARPS: u64 = 4;
 
-/// The least compiled number of rows that is enough, and the rows of a warp.
-pub(crate) fn mat_vec_tile(m: u64) -> (u64, u64) {
+/// The least form that is enough.
+pub(crate) fn mat_vec_tile(m: u64) -> MatVecTile {
     let [.., last] = MAT_VEC_TILES;
-    MAT_VEC_TILES.into_iter().find(|(rows, _)| *rows >= m).unwrap_or(last)
+    MAT_VEC_TILES.into_iter().find(|tile| tile.rows >= m).unwrap_or(last)
 }
 
 /// Threads of the kernels on tiles.
@@ -294,7 +310,7 @@ impl Product {
                     m: m as u32,
                     ..mat_vec_args(weight)
                 };
-                lowering.launch(mat_vec_kernel("mat_vec", weight, m), &args);
+                lowering.launch(mat_vec_kernel("mat_vec", weight, m, lowering.caps), &args);
             }
             Route::FloatMatVec => {
                 let (address, input_stride, wide) = input.f32(lowering);
@@ -437,12 +453,13 @@ pub(super) fn mat_vec_args(weight: Weight) -> MatVecArgs {
     }
 }
 
-pub(super) fn mat_vec_kernel(name: &str, weight: Weight, m: u64) -> Kernel {
-    let (rows, per_warp) = mat_vec_tile(m);
-    let per_warp = if name == "gated_mat_vec" { 1 } else { per_warp };
+pub(super) fn mat_vec_kernel(name: &str, weight: Weight, m: u64, caps: Caps) -> Kernel {
+    let tile = mat_vec_tile(m);
+    let per_warp = if name == "gated_mat_vec" { 1 } else { tile.per_warp };
     let blocks = weight.n.div_ceil(per_warp * MAT_VEC_WARPS);
+    let blocks = blocks.min(tile.blocks * u64::from(caps.processors));
     let unit = Unit::MatVec(weight.dtype);
-    Kernel::new(unit, format!("{name}_{rows}"), blocks, 32 * MAT_VEC_WARPS as u32)
+    Kernel::new(unit, format!("{name}_{}", tile.rows), blocks, 32 * MAT_VEC_WARPS as u32)
 }
 
 pub(super) fn float_mat_vec_args(weight: Weight) -> FloatMatVecArgs {
@@ -520,7 +537,7 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
             activation: (activation == Activation::GeluTanh).into(),
             ..mat_vec_args(weight)
         };
-        return lowering.launch(mat_vec_kernel("gated_mat_vec", weight, m), &args);
+        return lowering.launch(mat_vec_kernel("gated_mat_vec", weight, m, lowering.caps), &args);
     }
     if one_route(gate, up, precision, m, lowering.caps) == Some(Route::Wgmma) {
         return gated_gemm(op, rows, lowering);
@@ -595,9 +612,9 @@ mod tests {
     #[test]
     fn tiles_are_large_enough() {
         for m in 1..=MAT_VEC_ROWS {
-            assert!(mat_vec_tile(m).0 >= m);
+            assert!(mat_vec_tile(m).rows >= m);
         }
-        assert_eq!(mat_vec_tile(1).0, 1);
-        assert_eq!(mat_vec_tile(3).0, 4);
+        assert_eq!(mat_vec_tile(1).rows, 1);
+        assert_eq!(mat_vec_tile(3).rows, 4);
     }
 }

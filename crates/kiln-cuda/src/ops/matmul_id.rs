@@ -77,7 +77,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
                 early: 0,
                 ..mat_vec_args(weight)
             };
-            let kernel = mat_vec_kernel("mat_vec", weight, 1);
+            let kernel = mat_vec_kernel("mat_vec", weight, 1, lowering.caps);
             let grid = [kernel.grid[0], slots, 1];
             lowering.launch(kernel.grid(grid), &args);
         }
