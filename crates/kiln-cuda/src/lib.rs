@@ -54,10 +54,12 @@ pub struct Config {
 ///
 /// # Errors
 /// [`Error::Device`](kiln_core::Error::Device), which says in one line what is missing: the driver,
-/// a device of compute capability 8.0, or what the driver reports.
+/// a device of compute capability 8.0, NVRTC, or what the driver reports.
 pub fn device(config: Config) -> Result<Device> {
     let context = Arc::new(Context::open(config.ordinal)?);
     let modules = Arc::new(Modules::new(&context, config.cache, config.nvrtc));
+    // Asked for now, so that a machine without it gets another device.
+    modules.nvrtc()?;
     Ok(Device::new(Cuda { context, modules, upload: Mutex::default() }))
 }
 

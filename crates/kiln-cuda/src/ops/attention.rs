@@ -202,12 +202,10 @@ kiln_core::kernel_args! {
     }
 }
 
-/// Least rows for which an attention to a 16-bit cache takes the way of a prompt. At most 32, so
-/// that a prompt in chunks of 32 gives the bits of the whole.
+/// Least rows for which an attention to a cache takes the way of a prompt. Prompts run in multiples of
+/// so many rows: all their chunks take one route, and how a prompt is cut changes no bit.
 pub(crate) const PROMPT_ROWS: u64 = 16;
 
-/// Rows below which keys are divided into parts.
-pub(crate) const PARTED_ROWS: u64 = 32;
 /// Keys of a part.
 const PART_KEYS: u64 = 64;
 /// Warps of a block of `cached_attention.cu`.
@@ -376,8 +374,8 @@ pub(crate) enum CacheRoute {
 /// The route of `tokens` query rows against a cache of a type.
 pub(crate) fn select_cache(cache: DType, tokens: u64) -> CacheRoute {
     match cache {
-        DType::F16 | DType::BF16 if tokens >= PROMPT_ROWS => CacheRoute::Tiles,
-        _ if tokens < PARTED_ROWS => CacheRoute::Parts,
+        _ if tokens < PROMPT_ROWS => CacheRoute::Parts,
+        DType::F16 | DType::BF16 => CacheRoute::Tiles,
         _ => CacheRoute::Whole,
     }
 }
@@ -517,7 +515,7 @@ mod tests {
     #[test]
     fn chunks_of_a_prompt_take_one_route() {
         for cache in [DType::F32, DType::F16, DType::BF16, DType::Q8_0] {
-            assert_eq!(select_cache(cache, 32), select_cache(cache, 4096), "{cache}");
+            assert_eq!(select_cache(cache, 16), select_cache(cache, 4096), "{cache}");
         }
         assert_eq!(select_cache(DType::F16, 1), CacheRoute::Parts);
         assert_eq!(select_cache(DType::F32, 64), CacheRoute::Whole);

@@ -2,7 +2,7 @@
 
 use super::activations::Input;
 use super::matmul::{
-    FloatMatVecArgs, MatVecArgs, Route, TileArgs, exact_kernel, float_mat_vec_args,
+    FloatMatVecArgs, MAT_VEC_ROWS, MatVecArgs, Route, TileArgs, exact_kernel, float_mat_vec_args,
     float_mat_vec_kernel, mat_vec_args, mat_vec_kernel, mma_kernel, select, tile_args,
 };
 use super::rows;
@@ -35,12 +35,15 @@ kiln_core::kernel_args! {
     }
 }
 
-/// Most slots for each of which a matrix-vector product is made: above, slots are sorted by expert.
-pub(crate) const MAT_VEC_SLOTS: u64 = 64;
-
-/// The route of a product with that many slots.
-pub(crate) fn select_slots(weight: Weight, precision: Precision, slots: u64, caps: Caps) -> Route {
-    let m = if slots <= MAT_VEC_SLOTS { 1 } else { u64::MAX };
+/// The route for so many tokens: few have a matrix-vector product for each slot, the slots of more are
+/// sorted by expert. It depends on tokens alone, so that chunks of a prompt take one route.
+pub(crate) fn select_tokens(
+    weight: Weight,
+    precision: Precision,
+    tokens: u64,
+    caps: Caps,
+) -> Route {
+    let m = if tokens <= MAT_VEC_ROWS { 1 } else { tokens };
     match select(weight.dtype, precision, m, caps) {
         Route::Wgmma => Route::Mma,
         route => route,
@@ -61,7 +64,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     let (ids_address, ids_stride) = (ids.address, ids.stride(0));
     let (address, output_stride, output_stride_slot) =
         (output.address, output.stride(0), output.stride(1));
-    match select_slots(weight, precision, slots, lowering.caps) {
+    match select_tokens(weight, precision, tokens, lowering.caps) {
         Route::MatVec => {
             let args = MatVecArgs {
                 activations: input.q8(lowering),

@@ -47,7 +47,11 @@ impl Modules {
         }
     }
 
-    fn nvrtc(&self) -> Result<&Nvrtc> {
+    /// The compiler: also where all kernels are in the cache, whose keys have its version.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub(crate) fn nvrtc(&self) -> Result<&Nvrtc> {
         let nvrtc = self.nvrtc.get_or_init(|| Nvrtc::load(self.nvrtc_path.as_deref()));
         nvrtc.as_ref().map_err(Clone::clone)
     }

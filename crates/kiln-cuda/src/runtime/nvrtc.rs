@@ -1,4 +1,4 @@
-//! NVRTC, the run-time compiler, loaded where a kernel is not in the cache.
+//! NVRTC, the run-time compiler.
 
 use super::error;
 use kiln_core::Result;
