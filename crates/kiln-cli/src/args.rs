@@ -56,18 +56,42 @@ pub(crate) struct DeviceArgs {
     /// Instruction set of the CPU device; the best of this machine if not given
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     instruction_set: Option<String>,
+    /// Folder where the CUDA device keeps compiled kernels; kiln/kernels in the user's cache folder
+    /// if not given
+    #[arg(long, value_name = "FOLDER", help_heading = "Device")]
+    kernel_cache: Option<PathBuf>,
 }
 
 impl DeviceArgs {
     pub(crate) fn open(&self) -> Result<Device, CliError> {
-        let options =
-            DeviceOptions { threads: self.threads, instruction_set: self.instruction_set.clone() };
-        let device = match &self.device {
+        Ok(self.try_open()?)
+    }
+
+    /// As [`DeviceArgs::open`], with the reason where there is no device.
+    pub(crate) fn try_open(&self) -> Result<Device, OpenError> {
+        let options = DeviceOptions {
+            threads: self.threads,
+            instruction_set: self.instruction_set.clone(),
+            kernel_cache: self.kernel_cache.clone().or_else(kernel_cache),
+        };
+        match &self.device {
             Some(name) => Device::open(name, &options),
             None => Device::best_with(&options),
-        };
-        Ok(device?)
+        }
     }
+
+    /// The device asked for by name.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+}
+
+/// The user's cache folder, by the XDG base directories.
+fn kernel_cache() -> Option<PathBuf> {
+    let absolute =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(folder.join("kiln").join("kernels"))
 }
 
 /// How to compute.

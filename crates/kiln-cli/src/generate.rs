@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         kv_dtype: args.arithmetic.kv_type,
         precision: args.arithmetic.precision(),
         sampler: args.sampling.options(),
-        ..SessionOptions::default()
+        ..SessionOptions::for_device(&device)
     };
     let mut session = model.session(&device, options)?;
     session.prepare(prompt.len())?;

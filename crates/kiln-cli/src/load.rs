@@ -91,18 +91,17 @@ fn shape_names() -> clap::builder::PossibleValuesParser {
 impl SourceArgs {
     /// A session with a context of so many tokens, and the name of the model.
     pub(crate) fn session(&self, context: usize) -> Result<(Session, String), CliError> {
+        let device = self.device.open()?;
         let options = SessionOptions {
             context: context.max(1),
             kv_dtype: self.arithmetic.kv_type,
             precision: self.arithmetic.precision(),
-            ..SessionOptions::default()
+            ..SessionOptions::for_device(&device)
         };
         let Some(shape) = self.shape.as_deref().and_then(ModelShape::from_name) else {
-            let device = self.device.open()?;
             let session = open(&self.model)?.session(&device, options)?;
             return Ok((session, self.model.name()));
         };
-        let device = self.device.open()?;
         let blocks = shape.config().parameters() / self.quant.block_len() as u64;
         memory::check_weights(blocks.saturating_mul(self.quant.block_bytes() as u64))?;
         let model = Model::synthetic(&device, &shape, self.quant)?;

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         context: args.ctx.unwrap_or(tokens.len()).max(1),
         kv_dtype: args.arithmetic.kv_type,
         precision: args.arithmetic.precision(),
-        ..SessionOptions::default()
+        ..SessionOptions::for_device(&device)
     };
     let mut session = model.session(&device, options)?;
     let failed = |error: std::io::Error| CliError::file("write", &args.out, &error);

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         context: args.ctx.min(tokens.len()),
         kv_dtype: args.arithmetic.kv_type,
         precision: args.arithmetic.precision(),
-        ..SessionOptions::default()
+        ..SessionOptions::for_device(&device)
     };
     let mut session = model.session(&device, options)?;
     let vocab = session.model().config().vocab;

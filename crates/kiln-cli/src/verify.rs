@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use kiln::OpenError;
 use kiln::ops::Op;
 use kiln_conformance::{CaseReport, Filter, Outcome, Summary, cases, run_all};
 use serde::Serialize;
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Fail where that device is not there; otherwise it is counted as skipped
+    #[arg(long, value_name = "NAME")]
+    require: Option<String>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -59,7 +63,18 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let device = args.device.open()?;
+    let device = match args.device.try_open() {
+        Err(OpenError::Device(error)) if args.require.is_none() && args.device.name().is_some() => {
+            return skip_device(args, &error);
+        }
+        opened => opened?,
+    };
+    if let Some(required) = args.require.as_deref().filter(|name| *name != device.name()) {
+        return Err(CliError::new(format!(
+            "device {required} is required, this is {}: use --device {required}",
+            device.name()
+        )));
+    }
     let filter = Filter { op: args.op.clone(), name: args.case.clone(), large: args.large };
     let count = cases().iter().filter(|case| filter.accepts(case)).count();
     if count == 0 {
@@ -92,6 +107,26 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         output::json(&Report { device: name, description, version, summary, cases: reports })?;
     }
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Says that a device is not there. Nothing was checked, which is no failure unless required.
+fn skip_device(args: &Args, error: &kiln::Error) -> Result<ExitCode, CliError> {
+    let summary = Summary { skipped: 1, ..Summary::default() };
+    match args.format {
+        Format::Text => {
+            let mut out = io::stdout().lock();
+            writeln!(out, "skip device {error}")?;
+            writeln!(out, "{summary}")?;
+        }
+        Format::Json => output::json(&Report {
+            device: "none",
+            description: error.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            summary,
+            cases: Vec::new(),
+        })?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// One line for a case, three for one that failed.

@@ -1,7 +1,7 @@
 //! Choices of a session.
 
 use kiln::ops::Precision;
-use kiln::{DType, PlanOptions};
+use kiln::{DType, Device, PlanOptions};
 
 use crate::{ModelConfig, ModelError};
 
@@ -46,6 +46,15 @@ impl Default for SessionOptions {
             sampler: SamplerOptions::default(),
             plan: PlanOptions::default(),
         }
+    }
+}
+
+impl SessionOptions {
+    /// The default options with the chunk that suits a device: 4096 on a GPU, where a chunk
+    /// dequantises all weights once.
+    pub fn for_device(device: &Device) -> Self {
+        let chunk = if device.name() == "cpu" { 512 } else { 4096 };
+        Self { chunk, ..Self::default() }
     }
 }
 

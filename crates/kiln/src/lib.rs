@@ -11,6 +11,8 @@ mod open;
 
 /// The CPU device.
 pub use kiln_cpu as cpu;
+/// The CUDA device.
+pub use kiln_cuda as cuda;
 /// GGUF and safetensors files.
 pub use kiln_format as format;
 pub use open::{DeviceOpen, DeviceOptions, OpenError, devices};

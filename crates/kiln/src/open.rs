@@ -2,6 +2,7 @@
 
 use kiln_core::{Device, Error};
 use std::fmt;
+use std::path::PathBuf;
 
 /// Choices that any device may look at; a device ignores those that are not its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instruction set of the CPU device; `None` for the best of this machine.
     pub instruction_set: Option<String>,
+    /// Folder where the CUDA device keeps compiled kernels; `None` to compile in every process.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// Why no device was opened.
@@ -48,12 +51,19 @@ impl From<Error> for OpenError {
 type Open = fn(&DeviceOptions) -> Result<Device, Error>;
 
 /// The devices of this build, the preferred first. The last runs on every machine.
-const DEVICES: [(&str, Open); 1] = [("cpu", |options| {
+const DEVICES: [(&str, Open); 2] = [("cuda", open_cuda), ("cpu", open_cpu)];
+
+fn open_cuda(options: &DeviceOptions) -> Result<Device, Error> {
+    let cache = options.kernel_cache.clone();
+    kiln_cuda::device(kiln_cuda::Config { cache, ..Default::default() })
+}
+
+fn open_cpu(options: &DeviceOptions) -> Result<Device, Error> {
     kiln_cpu::device(kiln_cpu::Config {
         threads: options.threads,
         instruction_set: options.instruction_set.clone(),
     })
-})];
+}
 
 /// Names of the devices of this build, the preferred first.
 ///

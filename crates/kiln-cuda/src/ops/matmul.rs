@@ -1,0 +1,620 @@
+//! Matrix products.
+
+use super::activations::{self, Input};
+use super::elementwise;
+use super::weight::Weight;
+use crate::kernels::Unit;
+use crate::lower::{Kernel, Lowering};
+use crate::runtime::context::Caps;
+use crate::runtime::graph::{Matrix, Param};
+use crate::view::View;
+use bytemuck::Zeroable;
+use kiln_core::DType;
+use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, Precision};
+
+kiln_core::kernel_args! {
+    /// Arguments of `pack.cu`.
+    pub(crate) struct PackArgs {
+        /// Rows of GGUF blocks.
+        source: u64,
+        /// Bytes from row to row.
+        source_stride: u64,
+        /// Planes: codes.
+        q: u64,
+        /// High bits.
+        h: u64,
+        /// Scales of 32 values.
+        s: u64,
+        /// Scales of 256 values.
+        d: u64,
+        /// Rows.
+        rows: u64,
+        /// Blocks of 32 values of a row.
+        blocks: u64,
+        /// Blocks before the first row in the planes.
+        first_block: u64,
+    }
+}
+
+kiln_core::kernel_args! {
+    /// Arguments of `mat_vec.cu`.
+    pub(crate) struct MatVecArgs {
+        /// Planes of the weight, or of the gate: codes.
+        q: u64,
+        /// High bits.
+        h: u64,
+        /// Scales of 32 values.
+        s: u64,
+        /// Scales of 256 values.
+        d: u64,
+        /// Planes of the second weight.
+        up_q: u64,
+        /// High bits.
+        up_h: u64,
+        /// Scales of 32 values.
+        up_s: u64,
+        /// Scales of 256 values.
+        up_d: u64,
+        /// Rows made by `activations_q8`.
+        activations: u64,
+        /// f32
+        output: u64,
+        /// Bytes from row to row, or from token to token.
+        output_stride: u64,
+        /// Bytes from slot to slot of a token.
+        output_stride_slot: u64,
+        /// `[m, top_k]` u32, or 0 for a plain product.
+        ids: u64,
+        /// Bytes from row to row of the ids.
+        ids_stride: u64,
+        /// Rows of the weight.
+        n: u64,
+        /// Blocks of 32 values of a row.
+        blocks: u64,
+        /// Matrices.
+        experts: u64,
+        /// Slots of a token.
+        top_k: u64,
+        /// Slots that share a row of activations.
+        slots_per_row: u64,
+        /// Rows of activations.
+        m: u32,
+        /// 0 SiLU, 1 GELU.
+        activation: u32,
+        /// Whether nothing in the plan writes the weights, so that they may be read ahead.
+        early: u32,
+        /// Unused.
+        reserved: u32,
+    }
+}
+
+kiln_core::kernel_args! {
+    /// Arguments of `float_mat_vec.cu`.
+    pub(crate) struct FloatMatVecArgs {
+        /// `[n, k]` or `[E, n, k]`
+        weight: u64,
+        /// Bytes from row to row.
+        weight_stride: u64,
+        /// Bytes from matrix to matrix.
+        expert_stride: u64,
+        /// f32 rows.
+        input: u64,
+        /// Bytes from row to row.
+        input_stride: u64,
+        /// f32
+        output: u64,
+        /// Bytes from row to row, or from token to token.
+        output_stride: u64,
+        /// Bytes from slot to slot of a token.
+        output_stride_slot: u64,
+        /// `[m, top_k]` u32, or 0 for a plain product.
+        ids: u64,
+        /// Bytes from row to row of the ids.
+        ids_stride: u64,
+        /// Rows of the weight.
+        n: u64,
+        /// Matrices.
+        experts: u64,
+        /// Slots of a token.
+        top_k: u64,
+        /// Slots that share a row of the input.
+        slots_per_row: u64,
+        /// Values of a row.
+        k: u32,
+        /// Rows of the input.
+        m: u32,
+        /// Whether all rows start at multiples of 16 bytes.
+        wide: u32,
+        /// Unused.
+        reserved: u32,
+    }
+}
+
+kiln_core::kernel_args! {
+    /// Arguments of the products on tiles and of `dequantize.cu`.
+    pub(crate) struct TileArgs {
+        /// Planes of the weight; the first row of a plain one.
+        q: u64,
+        /// High bits.
+        h: u64,
+        /// Scales of 32 values.
+        s: u64,
+        /// Scales of 256 values.
+        d: u64,
+        /// Bytes from row to row of a plain weight.
+        weight_stride: u64,
+        /// Bytes from matrix to matrix of a plain weight.
+        expert_stride: u64,
+        /// Rows of the input, f32 or bf16.
+        input: u64,
+        /// Bytes from row to row.
+        input_stride: u64,
+        /// f32, or bf16 where weights are dequantised.
+        output: u64,
+        /// Bytes from row to row, or from token to token.
+        output_stride: u64,
+        /// Bytes from slot to slot of a token.
+        output_stride_slot: u64,
+        /// Slots by expert, or 0 for a plain product.
+        list: u64,
+        /// Where the slots of an expert begin in the list.
+        offsets: u64,
+        /// Rows of the weight.
+        n: u64,
+        /// Rows of the input.
+        m: u64,
+        /// Matrices.
+        experts: u64,
+        /// Slots of a token.
+        top_k: u64,
+        /// Slots that share a row of the input.
+        slots_per_row: u64,
+        /// Values of a row.
+        k: u32,
+        /// Blocks of 32 values of a row.
+        blocks: u32,
+        /// Whether rows of a plain weight start at multiples of 16 bytes.
+        wide: u32,
+        /// Unused.
+        reserved: u32,
+    }
+}
+
+kiln_core::kernel_args! {
+    /// Arguments of `wgmma_matmul.cu`.
+    pub(crate) struct GemmArgs {
+        /// f32
+        output: u64,
+        /// Bytes from row to row.
+        output_stride: u64,
+        /// Rows of the input.
+        m: u64,
+        /// Rows of the weight.
+        n: u64,
+        /// Values of a row.
+        k: u32,
+        /// Tiles along the rows of the input.
+        row_tiles: u32,
+        /// Tiles along the rows of the weight.
+        column_tiles: u32,
+        /// Whether pairs of outputs are aligned.
+        wide: u32,
+        /// The output in bf16 too, padded to whole blocks of 32, or 0.
+        copy: u64,
+        /// Bytes from row to row.
+        copy_stride: u64,
+        /// 0 SiLU, 1 GELU.
+        activation: u32,
+        /// Unused.
+        reserved: u32,
+    }
+}
+
+/// Most rows of a matrix-vector product: above, tiles on the tensor cores win.
+pub(crate) const MAT_VEC_ROWS: u64 = 8;
+
+/// The way a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Integer dot products of 8-bit activations.
+    MatVec,
+    /// f32 dot products with a plain weight.
+    FloatMatVec,
+    /// f32 tiles.
+    Exact,
+    /// bf16 tiles on the tensor cores.
+    Mma,
+    /// The whole weight dequantised to bf16, then warpgroup products.
+    Wgmma,
+}
+
+/// Least rows of a product with warpgroups. Prompts run in multiples of so many rows: all their chunks
+/// take one route, and how a prompt is cut changes no bit.
+pub(crate) const WGMMA_ROWS: u64 = 16;
+
+/// The route of a product of `m` rows.
+pub(crate) fn select(dtype: DType, precision: Precision, m: u64, caps: Caps) -> Route {
+    let few = m <= MAT_VEC_ROWS;
+    match (dtype.is_quantized(), precision) {
+        (false, _) if few => Route::FloatMatVec,
+        (true, Precision::Fast) if few => Route::MatVec,
+        (_, Precision::Exact) => Route::Exact,
+        (_, Precision::Fast) if m >= WGMMA_ROWS && caps.hopper() => Route::Wgmma,
+        (_, Precision::Fast) => Route::Mma,
+    }
+}
+
+/// Rows of the input of a tile of `wgmma_matmul.cu`.
+const GEMM_ROWS: u64 = 128;
+
+/// Columns of a tile: the wider needs less shared memory traffic; the narrower fills more processors
+/// where there are few tiles, and leaves room for the dequantising of the next weight, which counts
+/// where rows are few.
+pub(crate) fn gemm_columns(m: u64, n: u64, processors: u64) -> u64 {
+    // Time of all waves, in columns of one processor.
+    let time =
+        |columns: u64| (m.div_ceil(GEMM_ROWS) * n.div_ceil(columns)).div_ceil(processors) * columns;
+    if time(128) * 10 < time(256) * 9 || m <= 1024 && time(128) <= time(256) { 128 } else { 256 }
+}
+
+/// A form of `mat_vec.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatVecTile {
+    /// Rows of activations.
+    pub(crate) rows: u64,
+    /// Rows of the weight that a warp has at once; the gated form has one of each weight.
+    pub(crate) per_warp: u64,
+    /// Blocks that a processor holds: registers set the limit.
+    pub(crate) blocks: u64,
+}
+
+/// The forms that are compiled.
+const MAT_VEC_TILES: [MatVecTile; 4] = [
+    MatVecTile { rows: 1, per_warp: 1, blocks: 4 },
+    MatVecTile { rows: 2, per_warp: 2, blocks: 4 },
+    MatVecTile { rows: 4, per_warp: 2, blocks: 4 },
+    MatVecTile { rows: 8, per_warp: 2, blocks: 3 },
+];
+/// Warps of a block of the matrix-vector kernels.
+const MAT_VEC_WARPS: u64 = 4;
+
+/// The least form that is enough.
+pub(crate) fn mat_vec_tile(m: u64) -> MatVecTile {
+    let [.., last] = MAT_VEC_TILES;
+    MAT_VEC_TILES.into_iter().find(|tile| tile.rows >= m).unwrap_or(last)
+}
+
+/// Threads of the kernels on tiles.
+const TILE_THREADS: u32 = 128;
+
+/// A product: rows of an input by a weight, to f32 rows at `output`.
+#[derive(Clone, Copy)]
+struct Product {
+    input: Input,
+    weight: View,
+    output: u64,
+    output_stride: u64,
+}
+
+impl Product {
+    fn lower(self, precision: Precision, lowering: &mut Lowering) {
+        let Self { input, output, output_stride, .. } = self;
+        let m = input.rows;
+        let weight = Weight::new(self.weight, lowering);
+        match select(weight.dtype, precision, m, lowering.caps) {
+            Route::MatVec => {
+                let args = MatVecArgs {
+                    activations: input.q8(lowering),
+                    output,
+                    output_stride,
+                    m: m as u32,
+                    ..mat_vec_args(weight)
+                };
+                lowering.launch(mat_vec_kernel("mat_vec", weight, m, lowering.caps), &args);
+            }
+            Route::FloatMatVec => {
+                let (address, input_stride, wide) = input.f32(lowering);
+                let args = FloatMatVecArgs {
+                    input: address,
+                    input_stride,
+                    output,
+                    output_stride,
+                    m: m as u32,
+                    wide: (wide && weight.wide).into(),
+                    ..float_mat_vec_args(weight)
+                };
+                lowering.launch(float_mat_vec_kernel(weight, m), &args);
+            }
+            Route::Exact => {
+                let (address, input_stride, _) = input.f32(lowering);
+                let args = TileArgs {
+                    input: address,
+                    input_stride,
+                    output,
+                    output_stride,
+                    m,
+                    ..tile_args(weight)
+                };
+                lowering.launch(exact_kernel(weight, m), &args);
+            }
+            Route::Mma => {
+                let (address, input_stride) = input.bf16(lowering);
+                let args = TileArgs {
+                    input: address,
+                    input_stride,
+                    output,
+                    output_stride,
+                    m,
+                    ..tile_args(weight)
+                };
+                lowering.launch(mma_kernel(weight, m), &args);
+            }
+            Route::Wgmma => self.gemm(weight, lowering),
+        }
+    }
+
+    /// Dequantises the weight, then multiplies.
+    fn gemm(self, weight: Weight, lowering: &mut Lowering) {
+        let Self { input, output, output_stride, .. } = self;
+        let m = input.rows;
+        let columns = gemm_columns(m, weight.n, u64::from(lowering.caps.processors));
+        let x = gemm_input(input, lowering);
+        let w = gemm_weight(weight, columns, lowering);
+        let args = gemm_args([m, weight.n, columns], weight, (output, output_stride));
+        let kernel = gemm_kernel(format!("wgmma_matmul_{columns}"), columns, args, lowering);
+        lowering.launch_with(kernel, gemm_params(args, &[x, w]));
+    }
+}
+
+/// The input of a warpgroup product.
+fn gemm_input(input: Input, lowering: &mut Lowering) -> Matrix {
+    let (address, stride) = input.bf16(lowering);
+    let columns = input.k.next_multiple_of(32);
+    Matrix { address, rows: input.rows, columns, stride, box_rows: GEMM_ROWS as u32 }
+}
+
+/// A weight in bf16, of which tiles have so many rows: where it lies, or dequantised.
+fn gemm_weight(weight: Weight, box_rows: u64, lowering: &mut Lowering) -> Matrix {
+    let box_rows = box_rows as u32;
+    if weight.dtype == DType::BF16 && weight.wide {
+        let (address, stride) = (weight.planes.q, weight.stride);
+        return Matrix { address, rows: weight.n, columns: weight.k, stride, box_rows };
+    }
+    let columns = weight.blocks * 32;
+    let bytes = weight.n * columns * 2;
+    let fill = |output| (dequantize_kernel(weight), TileArgs { output, ..tile_args(weight) });
+    let address = if weight.at_rest {
+        lowering.fill_ahead(bytes, fill)
+    } else {
+        let address = lowering.workspace(bytes);
+        let (kernel, args) = fill(address);
+        lowering.launch(kernel, &args);
+        address
+    };
+    Matrix { address, rows: weight.n, columns, stride: columns * 2, box_rows }
+}
+
+/// Arguments of a product of `m` rows with tiles of so many columns of the output.
+fn gemm_args(
+    [m, n, columns]: [u64; 3],
+    weight: Weight,
+    (output, output_stride): (u64, u64),
+) -> GemmArgs {
+    GemmArgs {
+        output,
+        output_stride,
+        m,
+        n,
+        k: (weight.blocks * 32) as u32,
+        row_tiles: m.div_ceil(GEMM_ROWS) as u32,
+        column_tiles: n.div_ceil(columns) as u32,
+        wide: (output.is_multiple_of(8) && output_stride.is_multiple_of(8)).into(),
+        ..GemmArgs::zeroed()
+    }
+}
+
+/// A kernel of `wgmma_matmul.cu` whose stages hold so many rows of weights.
+fn gemm_kernel(name: String, rows: u64, args: GemmArgs, lowering: &Lowering) -> Kernel {
+    let tiles = u64::from(args.row_tiles) * u64::from(args.column_tiles);
+    let blocks = tiles.min(u64::from(lowering.caps.processors));
+    Kernel::new(Unit::WgmmaMatmul, name, blocks, 384).shared(gemm_shared(rows))
+}
+
+fn gemm_params(args: GemmArgs, matrices: &[Matrix]) -> Vec<Param> {
+    let mut params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())];
+    params.extend(matrices.iter().map(|matrix| Param::Matrix(*matrix)));
+    params
+}
+
+/// Bytes of shared memory of `wgmma_matmul.cu`: stages of 64 values of every row of a tile, and
+/// room to align them.
+pub(crate) fn gemm_shared(columns: u64) -> u64 {
+    let stages = if columns == 256 { 4 } else { 6 };
+    stages * (GEMM_ROWS + columns) * 64 * 2 + 1024
+}
+
+/// The kernel that makes a weight bf16.
+fn dequantize_kernel(weight: Weight) -> Kernel {
+    let blocks = (weight.n * weight.blocks).div_ceil(128);
+    Kernel::new(Unit::Dequantize(weight.dtype), "dequantize_bf16", blocks, 128)
+}
+
+pub(super) fn mat_vec_args(weight: Weight) -> MatVecArgs {
+    let planes = weight.planes;
+    MatVecArgs {
+        q: planes.q,
+        h: planes.h,
+        s: planes.s,
+        d: planes.d,
+        n: weight.n,
+        blocks: weight.blocks,
+        early: weight.at_rest.into(),
+        ..MatVecArgs::zeroed()
+    }
+}
+
+pub(super) fn mat_vec_kernel(name: &str, weight: Weight, m: u64, caps: Caps) -> Kernel {
+    let tile = mat_vec_tile(m);
+    let per_warp = if name == "gated_mat_vec" { 1 } else { tile.per_warp };
+    let blocks = weight.n.div_ceil(per_warp * MAT_VEC_WARPS);
+    let blocks = blocks.min(tile.blocks * u64::from(caps.processors));
+    let unit = Unit::MatVec(weight.dtype);
+    Kernel::new(unit, format!("{name}_{}", tile.rows), blocks, 32 * MAT_VEC_WARPS as u32)
+}
+
+pub(super) fn float_mat_vec_args(weight: Weight) -> FloatMatVecArgs {
+    FloatMatVecArgs {
+        weight: weight.planes.q,
+        weight_stride: weight.stride,
+        expert_stride: weight.expert_stride,
+        n: weight.n,
+        k: weight.k as u32,
+        ..FloatMatVecArgs::zeroed()
+    }
+}
+
+pub(super) fn float_mat_vec_kernel(weight: Weight, m: u64) -> Kernel {
+    let rows = [1, 4, 8].into_iter().find(|rows| *rows >= m).unwrap_or(8);
+    let name = format!("mat_vec_{}_{rows}", weight.dtype);
+    let blocks = weight.n.div_ceil(MAT_VEC_WARPS);
+    Kernel::new(Unit::FloatMatVec, name, blocks, 32 * MAT_VEC_WARPS as u32)
+}
+
+pub(super) fn tile_args(weight: Weight) -> TileArgs {
+    let planes = weight.planes;
+    TileArgs {
+        q: planes.q,
+        h: planes.h,
+        s: planes.s,
+        d: planes.d,
+        weight_stride: weight.stride,
+        expert_stride: weight.expert_stride,
+        n: weight.n,
+        k: weight.k as u32,
+        blocks: weight.blocks as u32,
+        wide: weight.wide.into(),
+        ..TileArgs::zeroed()
+    }
+}
+
+pub(super) fn exact_kernel(weight: Weight, m: u64) -> Kernel {
+    let unit = Unit::ExactMatmul(weight.dtype);
+    let grid = [weight.n.div_ceil(64), m.div_ceil(32), 1];
+    Kernel::new(unit, "exact_matmul", 1, TILE_THREADS).grid(grid)
+}
+
+pub(super) fn mma_kernel(weight: Weight, m: u64) -> Kernel {
+    let unit = Unit::MmaMatmul(weight.dtype);
+    let grid = [weight.n.div_ceil(64), m.div_ceil(64), 1];
+    Kernel::new(unit, "mma_matmul", 1, TILE_THREADS).grid(grid)
+}
+
+pub(super) fn matmul(op: &Matmul<View>, lowering: &mut Lowering) {
+    let Matmul { input, weight, output, input_layout, precision } = *op;
+    let input = Input::new(input, input_layout);
+    let product =
+        Product { input, weight, output: output.address, output_stride: output.stride(0) };
+    product.lower(precision, lowering);
+}
+
+pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
+    let GatedMatmul { input, gate, up, output, activation, precision } = *op;
+    let rows = Input::new(input, InputLayout::RowMajor);
+    let (m, n) = (rows.rows, output.last());
+    let one_type = gate.dtype() == up.dtype();
+    if one_type && select(gate.dtype(), precision, m, lowering.caps) == Route::MatVec {
+        let weight = Weight::new(gate, lowering);
+        let second = Weight::new(up, lowering).planes;
+        let args = MatVecArgs {
+            up_q: second.q,
+            up_h: second.h,
+            up_s: second.s,
+            up_d: second.d,
+            activations: rows.q8(lowering),
+            output: output.address,
+            output_stride: output.stride(0),
+            m: m as u32,
+            activation: (activation == Activation::GeluTanh).into(),
+            ..mat_vec_args(weight)
+        };
+        return lowering.launch(mat_vec_kernel("gated_mat_vec", weight, m, lowering.caps), &args);
+    }
+    if one_route(gate, up, precision, m, lowering.caps) == Some(Route::Wgmma) {
+        return gated_gemm(op, rows, lowering);
+    }
+    // Both products, then the activation: the steps that the operation stands for.
+    let output_stride = (n * 4).next_multiple_of(16);
+    let [gate_output, up_output] = [(); 2].map(|()| lowering.workspace(m * output_stride));
+    for (weight, output) in [(gate, gate_output), (up, up_output)] {
+        Product { input: rows, weight, output, output_stride }.lower(precision, lowering);
+    }
+    let parts = [(gate_output, output_stride), (up_output, output_stride)];
+    elementwise::gated(activation, parts, output, lowering);
+}
+
+/// The route of two products, where it is the same.
+fn one_route(gate: View, up: View, precision: Precision, m: u64, caps: Caps) -> Option<Route> {
+    let [gate, up] = [gate, up].map(|weight| select(weight.dtype(), precision, m, caps));
+    (gate == up).then_some(gate)
+}
+
+/// Columns of the output that a tile of the gated warpgroup product has.
+const GATED_COLUMNS: u64 = 128;
+
+/// Both weights dequantised, then one product with both halves of each tile.
+fn gated_gemm(op: &GatedMatmul<View>, input: Input, lowering: &mut Lowering) {
+    let GatedMatmul { gate, up, output, activation, .. } = *op;
+    let [gate, up] = [gate, up].map(|weight| Weight::new(weight, lowering));
+    let x = gemm_input(input, lowering);
+    let [gate_matrix, up_matrix] =
+        [gate, up].map(|weight| gemm_weight(weight, GATED_COLUMNS, lowering));
+    let (copy, copy_stride) = activations::provide_bf16(output, lowering);
+    let to = (output.address, output.stride(0));
+    let args = GemmArgs {
+        copy,
+        copy_stride,
+        activation: (activation == Activation::GeluTanh).into(),
+        ..gemm_args([input.rows, output.last(), GATED_COLUMNS], gate, to)
+    };
+    let name = "wgmma_gated_matmul".to_owned();
+    let kernel = gemm_kernel(name, 2 * GATED_COLUMNS, args, lowering);
+    lowering.launch_with(kernel, gemm_params(args, &[x, gate_matrix, up_matrix]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOPPER: Caps = Caps { compute: [9, 0], processors: 132, shared: 227 << 10 };
+    const AMPERE: Caps = Caps { compute: [8, 0], processors: 108, shared: 163 << 10 };
+
+    #[test]
+    fn routes_change_at_their_thresholds() {
+        for dtype in DType::WEIGHTS {
+            let route = |precision, m, caps| select(dtype, precision, m, caps);
+            let few = if dtype.is_quantized() { Route::MatVec } else { Route::FloatMatVec };
+            assert_eq!(route(Precision::Fast, 1, HOPPER), few);
+            assert_eq!(route(Precision::Fast, MAT_VEC_ROWS, HOPPER), few);
+            assert_eq!(route(Precision::Fast, MAT_VEC_ROWS + 1, HOPPER), Route::Mma);
+            assert_eq!(route(Precision::Exact, MAT_VEC_ROWS + 1, HOPPER), Route::Exact);
+            assert_eq!(route(Precision::Fast, WGMMA_ROWS, HOPPER), Route::Wgmma);
+            assert_eq!(route(Precision::Fast, WGMMA_ROWS, AMPERE), Route::Mma);
+        }
+    }
+
+    #[test]
+    fn wide_tiles_where_there_are_many() {
+        assert_eq!(gemm_columns(4096, 4096, 132), 256);
+        assert_eq!(gemm_columns(512, 1024, 132), 128);
+        assert!(gemm_shared(256).max(gemm_shared(128)) <= u64::from(HOPPER.shared));
+    }
+
+    #[test]
+    fn tiles_are_large_enough() {
+        for m in 1..=MAT_VEC_ROWS {
+            assert!(mat_vec_tile(m).rows >= m);
+        }
+        assert_eq!(mat_vec_tile(1).rows, 1);
+        assert_eq!(mat_vec_tile(3).rows, 4);
+    }
+}
