@@ -95,8 +95,8 @@ kiln_core::kernel_args! {
         scale: f32,
         /// Soft limit of the scores, or 0.
         softcap: f32,
-        /// Unused.
-        reserved: u32,
+        /// Query heads.
+        heads: u32,
     }
 }
 
