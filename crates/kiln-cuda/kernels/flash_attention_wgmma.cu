@@ -438,18 +438,22 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
 #define INSTANCE(T, D, WGS, BN, STAGES, TURNS, SPLIT, MASKED, SUFFIX) \
     extern "C" __global__ void __launch_bounds__((WGS + 1) * 128, 1) flash_attention_wgmma_##T##_##D##SUFFIX(const __grid_constant__ FlashArgs args, \
         const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) { begin(); FlashWgmma<T, D, WGS, BN, STAGES, TURNS, SPLIT, MASKED>::run(args, &k_map, &v_map); }
-#define INSTANCES(T, D, WGS, BN, STAGES, TURNS) \
-    INSTANCE(T, D, WGS, BN, STAGES, TURNS, false, false, ) INSTANCE(T, D, WGS, BN, STAGES, TURNS, false, true, _masked)
-#define TYPES(D, WGS, BN, STAGES, TURNS) INSTANCES(bf16, D, WGS, BN, STAGES, TURNS) INSTANCES(f16, D, WGS, BN, STAGES, TURNS)
-// END OF BODY
+#define PLAIN_TYPES(D, WGS, BN, STAGES) INSTANCE(bf16, D, WGS, BN, STAGES, true, false, false, ) INSTANCE(f16, D, WGS, BN, STAGES, true, false, false, )
+#define MASKED_TYPES(D, WGS, BN, STAGES) INSTANCE(bf16, D, WGS, BN, STAGES, true, false, true, _masked) INSTANCE(f16, D, WGS, BN, STAGES, true, false, true, _masked)
+#define SPLIT_TYPES(D, WGS, BN, STAGES) INSTANCE(bf16, D, WGS, BN, STAGES, true, true, false, _split) INSTANCE(f16, D, WGS, BN, STAGES, true, true, false, _split)
+#define ALL(D, WGS, BN, STAGES) PLAIN_TYPES(D, WGS, BN, STAGES) MASKED_TYPES(D, WGS, BN, STAGES) SPLIT_TYPES(D, WGS, BN, STAGES)
 #if HEAD_DIM == 64
-TYPES(64, 3, 128, 2, true)
+PLAIN_TYPES(64, 3, 128, 3)
+MASKED_TYPES(64, 2, 128, 4)
+SPLIT_TYPES(64, 2, 128, 4)
 #elif HEAD_DIM == 80
-TYPES(80, 2, 128, 2, true)
+ALL(80, 2, 128, 2)
 #elif HEAD_DIM == 96
-TYPES(96, 2, 128, 2, true)
+ALL(96, 2, 128, 2)
 #elif HEAD_DIM == 128
-TYPES(128, 2, 128, 2, true)
+ALL(128, 2, 128, 2)
 #elif HEAD_DIM == 256
-TYPES(256, 2, 80, 2, true)
+PLAIN_TYPES(256, 2, 80, 2)
+MASKED_TYPES(256, 2, 80, 2)
+SPLIT_TYPES(256, 2, 48, 2)
 #endif
