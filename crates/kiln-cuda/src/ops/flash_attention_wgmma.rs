@@ -131,7 +131,7 @@ pub(super) fn launch(
         return false;
     }
     let map = |address, strides: [u64; 3]| {
-        let stride = |axis: usize| if extents[axis] == 1 { 16 } else { strides[axis] };
+        let stride = |axis: usize| strides[if extents[axis] == 1 { 0 } else { axis }].max(16);
         Param::Heads(Heads {
             address,
             dtype: keys,
