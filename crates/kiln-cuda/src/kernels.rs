@@ -47,14 +47,20 @@ pub enum Unit {
     FlashAttention(u32),
     /// Products of many rows, on Hopper alone.
     WgmmaMatmul,
+    /// Attention for a head dimension, on Hopper alone.
+    FlashAttentionWgmma(u32),
 }
 
 /// Head dimensions that the attention kernels are compiled for.
 pub(crate) const HEAD_DIMS: [u32; 6] = [64, 80, 96, 128, 256, 512];
 
+/// Those that have kernels for Hopper.
+pub(crate) const HOPPER_HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
+
 const COMMON: &str = include_str!("../kernels/common.cuh");
 const PTX: &str = include_str!("../kernels/ptx.cuh");
 const HOPPER: &str = include_str!("../kernels/hopper.cuh");
+const HOPPER_ATTENTION: &str = include_str!("../kernels/hopper_attention.cuh");
 const WEIGHTS: &str = include_str!("../kernels/weights.cuh");
 const TILE_WEIGHTS: &str = include_str!("../kernels/tile_weights.cuh");
 
@@ -90,6 +96,7 @@ impl Unit {
         }
         units.extend(HEAD_DIMS.map(Unit::FlashAttention));
         units.push(Unit::WgmmaMatmul);
+        units.extend(HOPPER_HEAD_DIMS.map(Unit::FlashAttentionWgmma));
         units
     }
 
@@ -109,7 +116,7 @@ impl Unit {
 
     /// Whether it has instructions of Hopper alone.
     pub fn needs_hopper(self) -> bool {
-        self == Unit::WgmmaMatmul
+        matches!(self, Unit::WgmmaMatmul | Unit::FlashAttentionWgmma(_))
     }
 
     /// The text of the unit: argument structs, shared parts, then the file.
@@ -159,6 +166,15 @@ impl Unit {
                     ops::attention::FlashArgs::cuda() + &ops::attention::FlashBlocksArgs::cuda();
                 (args, &[("ptx.cuh", PTX)], kernel_file!("flash_attention.cu"))
             }
+            Unit::FlashAttentionWgmma(_) => (
+                ops::attention::FlashArgs::cuda(),
+                &[
+                    ("ptx.cuh", PTX),
+                    ("hopper.cuh", HOPPER),
+                    ("hopper_attention.cuh", HOPPER_ATTENTION),
+                ],
+                kernel_file!("flash_attention_wgmma.cu"),
+            ),
             Unit::WgmmaMatmul => (
                 ops::matmul::GemmArgs::cuda(),
                 &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
@@ -189,7 +205,9 @@ impl Unit {
             | Unit::ExactMatmul(dtype)
             | Unit::MmaMatmul(dtype)
             | Unit::Dequantize(dtype) => format!("#define WEIGHT {}\n", format_name(dtype)),
-            Unit::FlashAttention(dim) => format!("#define HEAD_DIM {dim}\n"),
+            Unit::FlashAttention(dim) | Unit::FlashAttentionWgmma(dim) => {
+                format!("#define HEAD_DIM {dim}\n")
+            }
             _ => String::new(),
         }
     }
@@ -235,6 +253,7 @@ impl fmt::Display for Unit {
             Unit::CachedAttention => f.write_str("cached_attention"),
             Unit::FlashAttentionBlocks => f.write_str("flash_attention_blocks"),
             Unit::WgmmaMatmul => f.write_str("wgmma_matmul"),
+            Unit::FlashAttentionWgmma(dim) => write!(f, "flash_attention_wgmma_{dim}"),
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
             Unit::ExactMatmul(dtype) => write!(f, "exact_matmul_{dtype}"),
             Unit::MmaMatmul(dtype) => write!(f, "mma_matmul_{dtype}"),

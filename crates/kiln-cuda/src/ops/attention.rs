@@ -1,6 +1,7 @@
 //! Attention.
 
 use super::activations;
+use super::flash_attention_wgmma;
 use crate::kernels::{HEAD_DIMS, Unit};
 use crate::lower::{Kernel, Lowering};
 use crate::view::{View, element};
@@ -95,8 +96,8 @@ kiln_core::kernel_args! {
         scale: f32,
         /// Soft limit of the scores, or 0.
         softcap: f32,
-        /// Unused.
-        reserved: u32,
+        /// Query heads.
+        heads: u32,
     }
 }
 
@@ -249,6 +250,10 @@ fn launch_flash(
     args: &FlashArgs,
     lowering: &mut Lowering,
 ) {
+    let args = &FlashArgs { heads: heads as u32, ..*args };
+    if flash_attention_wgmma::launch([queries, keys], batch, args, lowering) {
+        return;
+    }
     let tile = tile(u64::from(args.dim));
     let split = queries != keys;
     let suffix = if split { "_split" } else { "" };

@@ -4,6 +4,7 @@
 pub(crate) mod activations;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod flash_attention_wgmma;
 pub(crate) mod head_norm_rope;
 pub(crate) mod kv_cache;
 pub(crate) mod matmul;

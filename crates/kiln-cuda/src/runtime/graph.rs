@@ -4,9 +4,10 @@ use super::context::{Context, Entered};
 use super::driver::{Driver, EdgeData, Handle, KernelNode, LaunchConfig};
 use super::memory::Memory;
 use super::modules::Modules;
+use super::tensor_map::{self, Heads};
 use crate::kernels::Unit;
 use kiln_core::backend::Execute;
-use kiln_core::{Plan, Result};
+use kiln_core::{DType, Plan, Result};
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(crate) enum Param {
     Bytes(Vec<u8>),
     /// A matrix for bulk tensor copies.
     Matrix(Matrix),
+    /// Rows of heads for bulk tensor copies.
+    Heads(Heads),
 }
 
 /// A bf16 matrix, of which boxes of 64 columns are copied to shared memory in the 128-byte swizzle.
@@ -45,38 +48,11 @@ pub(crate) struct Matrix {
     pub(crate) box_rows: u32,
 }
 
-/// A `CUtensorMap`.
-#[repr(C, align(64))]
-struct TensorMap([u8; 128]);
-
 impl Matrix {
     fn encode(&self, driver: &Driver) -> Result<Vec<u8>> {
-        /// `CU_TENSOR_MAP_DATA_TYPE_BFLOAT16`
-        const BF16: i32 = 9;
-        /// `CU_TENSOR_MAP_SWIZZLE_128B`
-        const SWIZZLE: i32 = 3;
-        /// `CU_TENSOR_MAP_L2_PROMOTION_L2_256B`
-        const PROMOTION: i32 = 3;
-        let mut map = TensorMap([0; 128]);
-        // SAFETY: a map to write to, aligned as it must be; two extents and boxes, one stride.
-        let status = unsafe {
-            (driver.encode_tiled)(
-                map.0.as_mut_ptr().cast(),
-                BF16,
-                2,
-                self.address,
-                [self.columns, self.rows].as_ptr(),
-                [self.stride].as_ptr(),
-                [64, self.box_rows].as_ptr(),
-                [1, 1].as_ptr(),
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
-            )
-        };
-        driver.check("cuTensorMapEncodeTiled", status)?;
-        Ok(map.0.to_vec())
+        let boxes = [64, self.box_rows];
+        let extents = [self.columns, self.rows];
+        tensor_map::encode(driver, DType::BF16, self.address, extents, [self.stride], boxes)
     }
 }
 
@@ -121,6 +97,7 @@ impl Ready {
         let params = launch.params.iter().map(|param| match param {
             Param::Bytes(bytes) => Ok(bytes.clone()),
             Param::Matrix(matrix) => matrix.encode(&context.driver),
+            Param::Heads(heads) => heads.encode(&context.driver),
         });
         let params = params.collect::<Result<_>>()?;
         Ok(Self { function, launch, params })

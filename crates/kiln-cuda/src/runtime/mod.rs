@@ -8,6 +8,7 @@ pub(crate) mod graph;
 pub(crate) mod memory;
 pub(crate) mod modules;
 pub(crate) mod nvrtc;
+pub(crate) mod tensor_map;
 
 use kiln_core::Error;
 
