@@ -10,3 +10,8 @@
 
 namespace metal {}
 namespace msl_program {}
+
+#define METAL_FUNC inline __attribute__((always_inline))
+#define METAL_CONST constexpr
+#define METAL_INTERNAL inline
+#define METAL_ALIGN(N) alignas(N)

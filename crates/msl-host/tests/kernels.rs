@@ -58,17 +58,17 @@ fn vectors_swizzles_and_constructors() {
         r"
         #include <metal_stdlib>
         using namespace metal;
-        struct Pair { float2 xy; packed_float3 p; };
+        struct Pair { float2 q; packed_float3 p; };
         kernel void f(device float4 *out, uint i [[thread_position_in_grid]]) {
             float4 a = float4(1, float2(2, 3), 4);
             a.zw = a.xy;
             a.x += 10.0f;
-            Pair pair; pair.xy = float2(5, 6); pair.p = float3(7, 8, 9);
+            Pair pair; pair.q = float2(5, 6); pair.p = float3(7, 8, 9);
             float3 w = a.wzy * 2 + pair.p;
             half4 h = half4(a) * 0.5h;
             uchar4 bytes = uchar4(1, 2, 3, 250) + uchar4(10);
             bool4 m = a > 2.0f;
-            out[0] = a; out[1] = float4(w, pair.xy.y); out[2] = float4(h).bgra;
+            out[0] = a; out[1] = float4(w, pair.q.y); out[2] = float4(h).bgra;
             out[3] = float4(bytes); out[4] = select(float4(0), float4(1), m);
             out[5] = float4(as_type<float>(0x40000000u), dot(a.xy, float2(1, 1)), length(float3(2, 3, 6)), any(m));
         }",

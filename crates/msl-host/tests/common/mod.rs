@@ -7,7 +7,7 @@ use msl_host::{
 };
 
 /// One compiler with a cache for the whole test binary.
-pub fn compiler() -> &'static Compiler {
+pub(crate) fn compiler() -> &'static Compiler {
     static COMPILER: OnceLock<Compiler> = OnceLock::new();
     COMPILER.get_or_init(|| {
         let cache = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("msl-host-cache");
@@ -16,7 +16,7 @@ pub fn compiler() -> &'static Compiler {
 }
 
 /// Compiles a source, or panics with the compiler's words.
-pub fn compile(source: &str) -> Library {
+pub(crate) fn compile(source: &str) -> Library {
     match compiler().compile(source) {
         Ok(library) => library,
         Err(CompileError::Compiler { log, .. }) => panic!("{log}"),
@@ -25,7 +25,7 @@ pub fn compile(source: &str) -> Library {
 }
 
 /// Runs a kernel of the library.
-pub fn run(
+pub(crate) fn run(
     library: &Library,
     name: &str,
     constants: &FunctionConstants,
