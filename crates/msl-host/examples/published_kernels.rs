@@ -7,7 +7,8 @@ use std::error::Error;
 use std::path::Path;
 
 use msl_host::{
-    Binding, Buffer, CompileOptions, Compiler, Config, ConstantValue, Dispatch, FunctionConstants, Library,
+    Binding, Buffer, CompileOptions, Compiler, Config, ConstantValue, Dispatch, FunctionConstants,
+    Library,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -23,7 +24,9 @@ impl Runner<'_> {
     fn library(&self, file: &str, functions: &[&str]) -> Outcome<Library> {
         let source = std::fs::read_to_string(self.folder.join(file))?;
         let functions = Some(functions.iter().map(|name| name.to_string()).collect());
-        Ok(self.compiler.compile_with(&source, &CompileOptions { functions, ..Default::default() })?)
+        Ok(self
+            .compiler
+            .compile_with(&source, &CompileOptions { functions, ..Default::default() })?)
     }
 
     fn report(&mut self, name: &str, outcome: Outcome<f32>, bound: f32) {
@@ -49,7 +52,10 @@ fn values(count: usize) -> Vec<f32> {
 }
 
 fn distance(got: &[f32], want: &[f32]) -> f32 {
-    got.iter().zip(want).map(|(a, b)| if a.is_nan() { f32::INFINITY } else { (a - b).abs() }).fold(0.0, f32::max)
+    got.iter()
+        .zip(want)
+        .map(|(a, b)| if a.is_nan() { f32::INFINITY } else { (a - b).abs() })
+        .fold(0.0, f32::max)
 }
 
 type Plain = fn(f32) -> f32;
@@ -96,7 +102,9 @@ fn unary(runner: &mut Runner<'_>) {
 
 fn binary_and_affine(runner: &mut Runner<'_>) {
     let (a, b) = (values(64), values(80)[16..].to_vec());
-    for (name, plain) in [("add_f32", (|a, b| a + b) as fn(f32, f32) -> f32), ("mul_f32", |a, b| a * b)] {
+    for (name, plain) in
+        [("add_f32", (|a, b| a + b) as fn(f32, f32) -> f32), ("mul_f32", |a, b| a * b)]
+    {
         let outcome = (|| {
             let library = runner.library("binary.metal", &[name])?;
             let (x, y, z) = (Buffer::from_slice(&a)?, Buffer::from_slice(&b)?, Buffer::new(256)?);
@@ -137,7 +145,8 @@ fn gemm(runner: &mut Runner<'_>) {
             let (m, n, k) = (40usize, 50usize, 24usize);
             let (a, b) = (values(m * k), values(k * n));
             let library = runner.library("mlx_gemm.metal", &[&name])?;
-            let (x, y, z) = (Buffer::from_slice(&a)?, Buffer::from_slice(&b)?, Buffer::new(m * n * 4)?);
+            let (x, y, z) =
+                (Buffer::from_slice(&a)?, Buffer::from_slice(&b)?, Buffer::new(m * n * 4)?);
             let mut params = Vec::new();
             let (tiles_n, tiles_m) = (n.div_ceil(32), m.div_ceil(32));
             let ldb = if transposed { k } else { n };
@@ -151,9 +160,15 @@ fn gemm(runner: &mut Runner<'_>) {
                 params.extend((value as i32).to_ne_bytes());
             }
             let mut constants = FunctionConstants::new();
-            for (index, value) in
-                [(10, false), (100, false), (110, false), (200, false), (201, false), (202, false), (300, false)]
-            {
+            for (index, value) in [
+                (10, false),
+                (100, false),
+                (110, false),
+                (200, false),
+                (201, false),
+                (202, false),
+                (300, false),
+            ] {
                 constants = constants.set(index, ConstantValue::Bool(value));
             }
             let strides: Vec<u8> = [0u64, 0].iter().flat_map(|v| v.to_ne_bytes()).collect();
@@ -170,7 +185,10 @@ fn gemm(runner: &mut Runner<'_>) {
             for (at, value) in want.iter_mut().enumerate() {
                 let (row, column) = (at / n, at % n);
                 *value = (0..k)
-                    .map(|i| a[row * k + i] * if transposed { b[column * k + i] } else { b[i * n + column] })
+                    .map(|i| {
+                        a[row * k + i]
+                            * if transposed { b[column * k + i] } else { b[i * n + column] }
+                    })
                     .sum();
             }
             Ok(distance(&z.to_vec::<f32>()?, &want))
@@ -183,8 +201,12 @@ fn main() -> Outcome<()> {
     let mut arguments = std::env::args_os().skip(1);
     let folder = arguments.next().ok_or("usage: published_kernels FOLDER [CACHE]")?;
     let config = Config { cache: arguments.next().map(Into::into), ..Config::default() };
-    let mut runner =
-        Runner { folder: Path::new(&folder), compiler: Compiler::new(config)?, passed: 0, failed: 0 };
+    let mut runner = Runner {
+        folder: Path::new(&folder),
+        compiler: Compiler::new(config)?,
+        passed: 0,
+        failed: 0,
+    };
     unary(&mut runner);
     binary_and_affine(&mut runner);
     gemm(&mut runner);
