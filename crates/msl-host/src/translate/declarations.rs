@@ -107,19 +107,14 @@ impl<'a> Translator<'_, 'a> {
         let open =
             plain.iter().copied().find(|&i| tokens[i].is("(") && !tokens[i - 1].is("decltype"));
         if instantiation && (is_kernel || host_name.is_some()) {
-            return self.instantiation(
-                at,
-                body,
-                host_name.map(|a| a.argument.trim_matches('"').to_string()),
-            );
+            return self.instantiation(at, body, host_name.map(|a| a.argument.replace('"', "")));
         }
         if let (true, true, Some(open)) = (is_kernel, opens, open) {
             let name = tokens[open - 1].text;
             let parameters = kernel::parameters(&tokens[open + 1..after_group(tokens, open) - 1])?;
             if !template && list.iter().all(|a| a.name != "host_name") || host_name.is_some() {
                 self.copy(at, end)?;
-                let host = host_name
-                    .map_or(name.to_string(), |a| a.argument.trim_matches('"').to_string());
+                let host = host_name.map_or(name.to_string(), |a| a.argument.replace('"', ""));
                 self.entry(host, name, &parameters, max_threads, tokens[open - 1].line);
             } else {
                 self.copy(at, end)?;
