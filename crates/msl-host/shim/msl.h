@@ -1,0 +1,17 @@
+// The Metal standard library, as far as compute kernels use it.
+#pragma once
+#include "msl_runtime.h"
+#include "msl_types.h"
+#include "msl_vec.h"
+#include "msl_math.h"
+#include "msl_atomic.h"
+#include "msl_simd.h"
+#include "msl_matrix.h"
+
+namespace metal {}
+namespace msl_program {}
+
+#define METAL_FUNC inline __attribute__((always_inline))
+#define METAL_CONST constexpr
+#define METAL_INTERNAL inline
+#define METAL_ALIGN(N) alignas(N)
