@@ -72,3 +72,12 @@ inline float team_max(float x, threadgroup float* partials, Team team) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return simd_max(team.lane < team.simdgroups ? partials[team.lane] : -INFINITY);
 }
+
+/// A key that orders floats as unsigned numbers; NaN is 0, below every number. Zeros are equal.
+inline uint order_key(float x) {
+    if (isnan(x)) {
+        return 0;
+    }
+    const uint bits = as_type<uint>(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}

@@ -7,8 +7,6 @@ pub(crate) struct Caps {
     pub(crate) threadgroup_memory: usize,
     /// Threads of a threadgroup.
     pub(crate) threads: usize,
-    /// Whether the language has `bfloat`.
-    pub(crate) bfloat: bool,
     /// Whether `mpp::tensor_ops` compiles and runs.
     pub(crate) tensor_ops: bool,
 }
@@ -19,5 +17,5 @@ pub(crate) const SIMD_WIDTH: usize = 32;
 impl Caps {
     /// What every Apple GPU since the M1 has.
     pub(crate) const APPLE7: Caps =
-        Caps { threadgroup_memory: 32 << 10, threads: 1024, bfloat: true, tensor_ops: false };
+        Caps { threadgroup_memory: 32 << 10, threads: 1024, tensor_ops: false };
 }

@@ -166,7 +166,7 @@ impl<'a, R: Runtime> Baking<'a, R> {
                 let mut barrier = !commands.is_empty();
                 for (index, step) in group.clone().zip(steps) {
                     for dispatch in step.phases.get(phase).into_iter().flatten() {
-                        let command = self.command(index, barrier, dispatch)?;
+                        let command = self.command((index, phase), barrier, dispatch)?;
                         commands.push(command);
                         barrier = false;
                     }
@@ -176,7 +176,12 @@ impl<'a, R: Runtime> Baking<'a, R> {
         Ok(commands)
     }
 
-    fn command(&self, index: usize, barrier: bool, dispatch: &Dispatch) -> Result<Command<R>> {
+    fn command(
+        &self,
+        (index, phase): (usize, usize),
+        barrier: bool,
+        dispatch: &Dispatch,
+    ) -> Result<Command<R>> {
         let step = &self.plan.steps()[index];
         let named = |problem: String| {
             self.problem(format!("step {index}, {}: {problem}", step.op.describe()))
@@ -201,6 +206,7 @@ impl<'a, R: Runtime> Baking<'a, R> {
         let buffers = bindings.map(|binding| self.bound(index, binding)).collect::<Result<_>>()?;
         Ok(Command {
             step: index,
+            phase,
             barrier,
             pipeline,
             arguments: dispatch.arguments.clone(),

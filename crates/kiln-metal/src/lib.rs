@@ -24,6 +24,16 @@ use runtime::{DeviceMemory, Runtime};
 use std::sync::Arc;
 use view::{Memory, View};
 
+/// Opens the GPU of this Mac as a device.
+///
+/// # Errors
+/// [`Error::Device`](kiln_core::Error::Device) where there is no Apple GPU of the M1 or later, or
+/// macOS is older than 14.
+#[cfg(target_os = "macos")]
+pub fn device() -> Result<Device> {
+    Ok(Metal::device(runtime::apple::Apple::open()?))
+}
+
 /// A device of a runtime.
 struct Metal<R: Runtime> {
     runtime: Arc<R>,

@@ -1,6 +1,5 @@
 //! Elementwise operations on rows.
 
-use super::float_name;
 use super::row_groups::{GROUP, aligned, cover};
 use crate::dispatch::{Dispatch, Lowering, Missing};
 use crate::library::{ALIGNED, COMMON, FunctionConstant, Library, MSL_3_1};
@@ -68,7 +67,7 @@ fn binary(
         dim: dim as u32,
     };
     let (threadgroups, threads) = cover(dim.div_ceil(GROUP), rows);
-    let function = format!("{name}_{}", float_name(a.dtype(), lowering.caps)?);
+    let function = format!("{name}_{}", a.dtype());
     lowering.dispatch(
         Dispatch::new(&LIBRARY, function)
             .flag(ALIGNED, aligned(dim, [a, b, output]))
@@ -97,7 +96,7 @@ fn unary(
         reserved: 0,
     };
     let (threadgroups, threads) = cover(dim.div_ceil(GROUP), rows);
-    let function = format!("{name}_{}", float_name(input.dtype(), lowering.caps)?);
+    let function = format!("{name}_{}", input.dtype());
     lowering.dispatch(
         Dispatch::new(&LIBRARY, function)
             .flag(ALIGNED, aligned(dim, [input, output]))

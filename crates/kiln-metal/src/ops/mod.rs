@@ -1,14 +1,19 @@
 //! The operations: each lowers itself to dispatches. Nothing here touches a device.
 
 mod elementwise;
+mod head_norm_rope;
+mod kv_cache;
+mod moe;
 mod norms;
 mod row_groups;
+mod rows;
+mod sampling;
 
 use crate::caps::Caps;
 use crate::dispatch::{Lowering, Missing};
 use crate::view::View;
 use kiln_core::ops::Op;
-use kiln_core::{DType, Tensor, Unsupported};
+use kiln_core::{Tensor, Unsupported};
 
 /// Appends the dispatches of an operation.
 ///
@@ -30,6 +35,15 @@ pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) -> Result<(), Missin
         Op::Mul(op) => elementwise::mul(op, lowering),
         Op::Scale(op) => elementwise::scale(op, lowering),
         Op::Softcap(op) => elementwise::softcap(op, lowering),
+        Op::HeadNormRope(op) => head_norm_rope::head_norm_rope(op, lowering),
+        Op::KvAppend(op) => kv_cache::kv_append(op, lowering),
+        Op::Embed(op) => rows::embed(op, lowering),
+        Op::Copy(op) => rows::copy(op, lowering),
+        Op::Pool(op) => rows::pool(op, lowering),
+        Op::Softmax(op) => sampling::softmax(op, lowering),
+        Op::Argmax(op) => sampling::argmax(op, lowering),
+        Op::Sample(op) => sampling::sample(op, lowering),
+        Op::MoeRoute(op) => moe::moe_route(op, lowering),
         _ => Err(Missing("no kernel yet".to_owned())),
     }
 }
@@ -56,12 +70,4 @@ pub(crate) fn unsupported(
     missing: &Missing,
 ) -> Unsupported {
     Unsupported { op: op.name(), problem: format!("{missing} ({})", op.describe()), backend }
-}
-
-/// The name of a float type in the names of kernels, where the device has it.
-fn float_name(dtype: DType, caps: &Caps) -> Result<&'static str, Missing> {
-    match dtype {
-        DType::BF16 if !caps.bfloat => Err(Missing("bf16 needs macOS 14 or later".to_owned())),
-        _ => Ok(dtype.name()),
-    }
 }

@@ -1,8 +1,6 @@
 //! The RMS normalisation family and layer normalisation: one threadgroup per row.
 
-use super::float_name;
-use super::row_groups::{KEPT_GROUPS, aligned, team};
-use crate::caps::SIMD_WIDTH;
+use super::row_groups::{KEPT_GROUPS, MAX_SIMDGROUPS, aligned, team};
 use crate::dispatch::{Dispatch, Lowering, Missing};
 use crate::library::{ALIGNED, COMMON, FunctionConstant, Library, MSL_3_1};
 use crate::view::View;
@@ -81,19 +79,11 @@ static LIBRARY: Library = Library {
     version: MSL_3_1,
 };
 
-/// Simdgroups of the largest threadgroup.
-const MAX_SIMDGROUPS: usize = 1024 / SIMD_WIDTH;
-
 /// Starts a dispatch of one threadgroup per row. `rows` are all matrices, `weights` all vectors, those
 /// absent left out.
-fn per_row(
-    name: &str,
-    rows: &[&View],
-    weights: &[Option<&View>],
-    lowering: &Lowering,
-) -> Result<Dispatch, Missing> {
+fn per_row(name: &str, rows: &[&View], weights: &[Option<&View>]) -> Result<Dispatch, Missing> {
     let (count, dim) = (rows[0].extent(0), rows[0].last());
-    let function = format!("{name}_{}", float_name(rows[0].dtype(), lowering.caps)?);
+    let function = format!("{name}_{}", rows[0].dtype());
     // A vector of one value stands for all of a row: it is not loaded in groups.
     let vectors = weights.iter().copied().flatten().filter(|weight| weight.last() == dim);
     let operands = rows.iter().copied().chain(vectors);
@@ -118,7 +108,7 @@ pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) -> Result<()
         dim: input.last() as u32,
         eps: *eps,
     };
-    let dispatch = per_row(RmsNorm::<()>::NAME, &[input, output], &[weight.as_ref()], lowering)?
+    let dispatch = per_row(RmsNorm::<()>::NAME, &[input, output], &[weight.as_ref()])?
         .flag(HAS_WEIGHT, weight.is_some())
         .arguments(&arguments)
         .read(input)
@@ -138,7 +128,7 @@ pub(super) fn rms_norm_mul(op: &RmsNormMul<View>, lowering: &mut Lowering) -> Re
         eps: *eps,
     };
     let rows = [input, scale, output];
-    let dispatch = per_row(RmsNormMul::<()>::NAME, &rows, &[weight.as_ref()], lowering)?
+    let dispatch = per_row(RmsNormMul::<()>::NAME, &rows, &[weight.as_ref()])?
         .flag(HAS_WEIGHT, weight.is_some())
         .arguments(&arguments)
         .read(input)
@@ -165,7 +155,7 @@ pub(super) fn rms_norm_triple(
     };
     let rows = [input, output_a, output_b, output_c];
     let weights = [Some(weight_a), Some(weight_b), Some(weight_c)];
-    let dispatch = per_row(RmsNormTriple::<()>::NAME, &rows, &weights, lowering)?
+    let dispatch = per_row(RmsNormTriple::<()>::NAME, &rows, &weights)?
         .arguments(&arguments)
         .read(input)
         .read(weight_a)
@@ -196,7 +186,7 @@ pub(super) fn post_attn_triple_norm(
     };
     let rows = [hidden, attn, residual, output_a, output_b, output_c];
     let weights = [Some(weight_post), Some(weight_a), Some(weight_b), Some(weight_c)];
-    let dispatch = per_row(PostAttnTripleNorm::<()>::NAME, &rows, &weights, lowering)?
+    let dispatch = per_row(PostAttnTripleNorm::<()>::NAME, &rows, &weights)?
         .arguments(&arguments)
         .read(hidden)
         .read(attn)
@@ -229,7 +219,7 @@ pub(super) fn post_ff_norm_end_layer(
     };
     let rows = [attn, moe, residual, mlp, output];
     let weights = [Some(weight_moe), Some(weight_mlp), Some(layer_scalar)];
-    let dispatch = per_row(PostFfNormEndLayer::<()>::NAME, &rows, &weights, lowering)?
+    let dispatch = per_row(PostFfNormEndLayer::<()>::NAME, &rows, &weights)?
         .flag(SCALAR_BROADCAST, layer_scalar.last() == 1)
         .arguments(&arguments)
         .read(attn)
@@ -265,7 +255,7 @@ pub(super) fn moe_post_ff_norm_end_layer(
     };
     let rows = [attn, experts, residual, mlp, output];
     let weights = [Some(weight_moe), Some(weight_mlp), Some(layer_scalar)];
-    let dispatch = per_row(MoePostFfNormEndLayer::<()>::NAME, &rows, &weights, lowering)?
+    let dispatch = per_row(MoePostFfNormEndLayer::<()>::NAME, &rows, &weights)?
         .flag(SCALAR_BROADCAST, layer_scalar.last() == 1)
         .arguments(&arguments)
         .read(attn)
@@ -292,7 +282,7 @@ pub(super) fn add_rms_norm(op: &AddRmsNorm<View>, lowering: &mut Lowering) -> Re
         eps: *eps,
     };
     let rows = [a, b, residual, output];
-    let dispatch = per_row(AddRmsNorm::<()>::NAME, &rows, &[weight.as_ref()], lowering)?
+    let dispatch = per_row(AddRmsNorm::<()>::NAME, &rows, &[weight.as_ref()])?
         .flag(HAS_WEIGHT, weight.is_some())
         .arguments(&arguments)
         .read(a)
@@ -313,7 +303,7 @@ pub(super) fn layer_norm(op: &LayerNorm<View>, lowering: &mut Lowering) -> Resul
         eps: *eps,
     };
     let weights = [Some(weight), bias.as_ref()];
-    let dispatch = per_row(LayerNorm::<()>::NAME, &[input, output], &weights, lowering)?
+    let dispatch = per_row(LayerNorm::<()>::NAME, &[input, output], &weights)?
         .flag(HAS_BIAS, bias.is_some())
         .arguments(&arguments)
         .read(input)

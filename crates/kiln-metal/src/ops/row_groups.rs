@@ -24,6 +24,9 @@ pub(super) fn cover(columns: usize, rows: usize) -> ([usize; 3], [usize; 3]) {
 /// Groups of a row that a thread keeps in registers between the passes over it.
 pub(super) const KEPT_GROUPS: usize = 4;
 
+/// Simdgroups of the largest threadgroup.
+pub(super) const MAX_SIMDGROUPS: usize = 1024 / SIMD_WIDTH;
+
 /// Least and most threads that a long row is divided among.
 const TEAM: (usize, usize) = (256, 512);
 

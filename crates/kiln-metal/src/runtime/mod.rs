@@ -7,6 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(target_os = "macos")]
+pub(crate) mod apple;
+
 /// A Metal implementation.
 pub(crate) trait Runtime: Send + Sync + Sized + 'static {
     /// Device memory.
@@ -108,6 +111,8 @@ pub(crate) trait DeviceMemory: Send + Sync + fmt::Debug + 'static {
 pub(crate) struct Command<R: Runtime> {
     /// The step of the plan it belongs to.
     pub(crate) step: usize,
+    /// Its place among the phases of the step: each waits for the one before.
+    pub(crate) phase: usize,
     /// Whether all commands before must have finished.
     pub(crate) barrier: bool,
     pub(crate) pipeline: Arc<R::Pipeline>,
