@@ -83,7 +83,7 @@ struct Baking<'a, R: Runtime> {
 
 impl<'a, R: Runtime> Baking<'a, R> {
     fn new(plan: &'a Plan, runtime: &'a R, pipelines: &'a Pipelines<R>) -> Result<Self> {
-        let arena = Arc::new(runtime.allocate(plan.arena_bytes().max(1))?);
+        let arena = Arc::new(runtime.scratch(plan.arena_bytes().max(1))?);
         let mut baking = Self {
             plan,
             runtime,
@@ -123,11 +123,11 @@ impl<'a, R: Runtime> Baking<'a, R> {
             workspace_bytes = workspace_bytes.max(workspace);
         }
         if workspace_bytes > 0 {
-            self.workspace = Some(Arc::new(self.runtime.allocate(workspace_bytes)?));
+            self.workspace = Some(Arc::new(self.runtime.scratch(workspace_bytes)?));
         }
         if !constants.is_empty() {
             let buffer = self.runtime.allocate(constants.len())?;
-            buffer.write(0, &constants);
+            buffer.write(0, &constants)?;
             self.data = Some(Arc::new(buffer));
         }
         Ok(())

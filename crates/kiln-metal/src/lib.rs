@@ -1,8 +1,8 @@
 //! The Metal backend: kernels in the Metal Shading Language, compiled on first use, weights where
 //! they lie, one concurrent encoder per plan.
 //!
-//! The same lowering and kernels run in two ways: on Apple GPUs (`device`, on macOS only), and on
-//! any machine as compiled code under checks (`host_device`), which is how they are tested.
+//! The same lowering and kernels run in two ways: on Apple GPUs ([`device`]), and on any machine as
+//! compiled code under checks ([`host_device`]), which is how they are tested.
 
 mod caps;
 mod dispatch;
@@ -20,6 +20,7 @@ use kiln_core::ops::Op;
 use kiln_core::{DType, Device, Plan, Result, Shape, SharedBytes, Tensor, Unsupported};
 use memory::{AccessLock, MetalBuffer};
 use pipelines::Pipelines;
+pub use runtime::host::{Counts, DispatchCount, HostConfig};
 use runtime::{DeviceMemory, Runtime};
 use std::sync::Arc;
 use view::{Memory, View};
@@ -29,9 +30,30 @@ use view::{Memory, View};
 /// # Errors
 /// [`Error::Device`](kiln_core::Error::Device) where there is no Apple GPU of the M1 or later, or
 /// macOS is older than 14.
-#[cfg(target_os = "macos")]
+///
+/// On another system it is always an error.
 pub fn device() -> Result<Device> {
-    Ok(Metal::device(runtime::apple::Apple::open()?))
+    #[cfg(target_os = "macos")]
+    return Ok(Metal::device(runtime::apple::Apple::open()?));
+    #[cfg(not(target_os = "macos"))]
+    Err(kiln_core::Error::Device {
+        device: "metal".to_owned(),
+        problem: "only on macOS; `metal-host` runs the same kernels on any machine".to_owned(),
+    })
+}
+
+/// Opens the host as a device that runs the kernels under checks, slowly.
+///
+/// # Errors
+/// [`Error::Device`](kiln_core::Error::Device) where no C++ compiler is found.
+///
+/// ```no_run
+/// let device = kiln_metal::host_device(kiln_metal::HostConfig::default())?;
+/// assert_eq!(device.name(), "metal-host");
+/// # Ok::<(), kiln_core::Error>(())
+/// ```
+pub fn host_device(config: HostConfig) -> Result<Device> {
+    Ok(Metal::device(runtime::host::Host::open(config)?))
 }
 
 /// A device of a runtime.

@@ -60,23 +60,20 @@ impl<M: DeviceMemory> Buffer for MetalBuffer<M> {
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
         let _guard = self.lock.lock();
-        self.memory.read(offset, out);
-        Ok(())
+        self.memory.read(offset, out)
     }
 
     fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
         self.check_writable()?;
         self.check(offset, data.len())?;
         let _guard = self.lock.lock();
-        self.memory.write(offset, data);
-        Ok(())
+        self.memory.write(offset, data)
     }
 
     fn clear(&self) -> Result<()> {
         self.check_writable()?;
         let _guard = self.lock.lock();
-        self.memory.clear();
-        Ok(())
+        self.memory.clear()
     }
 
     fn as_any(&self) -> &dyn Any {

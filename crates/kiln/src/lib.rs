@@ -13,6 +13,8 @@ mod open;
 pub use kiln_cpu as cpu;
 /// GGUF and safetensors files.
 pub use kiln_format as format;
+/// The Metal device.
+pub use kiln_metal as metal;
 pub use open::{DeviceOpen, DeviceOptions, OpenError, devices};
 
 /// What most programs begin with: `use kiln::prelude::*;`.

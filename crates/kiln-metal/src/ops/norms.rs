@@ -312,3 +312,72 @@ pub(super) fn layer_norm(op: &LayerNorm<View>, lowering: &mut Lowering) -> Resul
         .write(output);
     lowering.dispatch(dispatch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caps::Caps;
+    use crate::view::Memory;
+
+    fn rows(dtype: DType, offset: usize, dims: [usize; 2]) -> View {
+        View::contiguous(Memory::Buffer(0), offset, dtype, dims)
+    }
+
+    fn vector(dtype: DType, dim: usize) -> View {
+        View::contiguous(Memory::Buffer(1), 0, dtype, [dim])
+    }
+
+    fn flags(dispatch: &Dispatch) -> Vec<(&str, u32)> {
+        let mut flags: Vec<_> =
+            dispatch.kernel.constants.iter().map(|(c, value)| (c.name, *value)).collect();
+        flags.sort_unstable();
+        flags
+    }
+
+    fn lowered(op: &RmsNorm<View>) -> Dispatch {
+        let mut lowering = Lowering::new(&Caps::APPLE7);
+        rms_norm(op, &mut lowering).unwrap();
+        lowering.phases[0][0].clone()
+    }
+
+    #[test]
+    fn one_threadgroup_per_row() {
+        let [input, output] = [0, 1 << 20].map(|at| rows(DType::F16, at, [7, 2816]));
+        let weight = Some(vector(DType::F32, 2816));
+        let dispatch = lowered(&RmsNorm { input, weight, output, eps: 1e-6 });
+        assert_eq!(dispatch.kernel.function, "rms_norm_f16");
+        assert_eq!((dispatch.threadgroups, dispatch.threads), ([7, 1, 1], [256, 1, 1]));
+        assert_eq!(flags(&dispatch), [("ALIGNED", 1), ("HAS_WEIGHT", 1), ("WEIGHTS_F32", 1)]);
+        let arguments: &RmsNormArgs = bytemuck::from_bytes(&dispatch.arguments);
+        assert_eq!((arguments.dim, arguments.input_stride, arguments.eps), (2816, 2816, 1e-6));
+    }
+
+    #[test]
+    fn rows_that_are_not_whole_groups_are_loaded_value_by_value() {
+        let [input, output] = [0, 4096].map(|at| rows(DType::F32, at, [2, 33]));
+        let dispatch = lowered(&RmsNorm { input, weight: None, output, eps: 0.0 });
+        assert_eq!(flags(&dispatch), [("ALIGNED", 0), ("HAS_WEIGHT", 0), ("WEIGHTS_F32", 0)]);
+        assert_eq!(dispatch.threads, [32, 1, 1]);
+        assert_eq!(dispatch.bindings.len(), 3);
+    }
+
+    #[test]
+    fn each_weight_has_a_type_of_its_own() {
+        let input = rows(DType::BF16, 0, [1, 64]);
+        let outputs = [1024, 2048, 3072].map(|at| rows(DType::BF16, at, [1, 64]));
+        let [output_a, output_b, output_c] = outputs;
+        let op = RmsNormTriple {
+            input,
+            weight_a: vector(DType::BF16, 64),
+            weight_b: vector(DType::F32, 64),
+            weight_c: vector(DType::F32, 64),
+            output_a,
+            output_b,
+            output_c,
+            eps: 1e-6,
+        };
+        let mut lowering = Lowering::new(&Caps::APPLE7);
+        rms_norm_triple(&op, &mut lowering).unwrap();
+        assert_eq!(flags(&lowering.phases[0][0]), [("ALIGNED", 1), ("WEIGHTS_F32", 0b110)]);
+    }
+}

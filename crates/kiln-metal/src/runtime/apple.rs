@@ -93,7 +93,7 @@ impl Apple {
         let buffer = self.device.newBufferWithLength_options(bytes.max(1), options());
         let buffer = buffer.ok_or_else(out_of_memory)?;
         let buffer = AppleBuffer { buffer, base: 0, bytes, borrowed: None };
-        buffer.clear();
+        buffer.clear()?;
         Ok(buffer)
     }
 
@@ -285,22 +285,25 @@ impl DeviceMemory for AppleBuffer {
         self.borrowed.is_some()
     }
 
-    fn read(&self, offset: usize, out: &mut [u8]) {
+    fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         debug_assert!(offset + out.len() <= self.bytes);
         // SAFETY: the caller has checked the range and holds the lock of the device.
         unsafe { out.as_mut_ptr().copy_from_nonoverlapping(self.start().add(offset), out.len()) };
+        Ok(())
     }
 
-    fn write(&self, offset: usize, data: &[u8]) {
+    fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
         debug_assert!(offset + data.len() <= self.bytes && self.borrowed.is_none());
         // SAFETY: as in `read`; the memory is the buffer's own.
         unsafe { self.start().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
     }
 
-    fn clear(&self) {
+    fn clear(&self) -> Result<()> {
         debug_assert!(self.borrowed.is_none());
         // SAFETY: as in `write`.
         unsafe { self.start().write_bytes(0, self.bytes) };
+        Ok(())
     }
 }
 
@@ -353,7 +356,7 @@ impl Runtime for Apple {
             return Ok(buffer);
         }
         let buffer = self.zeroed(bytes.len())?;
-        buffer.write(0, bytes.as_ref());
+        buffer.write(0, bytes.as_ref())?;
         Ok(buffer)
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 #[cfg(target_os = "macos")]
 pub(crate) mod apple;
+pub(crate) mod host;
 
 /// A Metal implementation.
 pub(crate) trait Runtime: Send + Sync + Sized + 'static {
@@ -35,6 +36,14 @@ pub(crate) trait Runtime: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`Error::OutOfMemory`](kiln_core::Error::OutOfMemory).
     fn allocate(&self, bytes: usize) -> Result<Self::Buffer>;
+
+    /// Memory whose contents are lost between runs.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](kiln_core::Error::OutOfMemory).
+    fn scratch(&self, bytes: usize) -> Result<Self::Buffer> {
+        self.allocate(bytes)
+    }
 
     /// Weights: borrowed where the device can address them, copied otherwise.
     ///
@@ -98,13 +107,22 @@ pub(crate) trait DeviceMemory: Send + Sync + fmt::Debug + 'static {
     fn is_borrowed(&self) -> bool;
 
     /// Copies bytes to the host; the range is inside.
-    fn read(&self, offset: usize, out: &mut [u8]);
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn read(&self, offset: usize, out: &mut [u8]) -> Result<()>;
 
     /// Copies bytes from the host; the range is inside, and the memory is not borrowed.
-    fn write(&self, offset: usize, data: &[u8]);
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn write(&self, offset: usize, data: &[u8]) -> Result<()>;
 
     /// Sets every byte to zero.
-    fn clear(&self);
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn clear(&self) -> Result<()>;
 }
 
 /// One dispatch with everything resolved.
