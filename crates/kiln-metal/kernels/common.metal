@@ -45,7 +45,7 @@ inline float4 inside4(uint i, uint dim) {
 
 /// The place of a thread among those that work on one row.
 struct Team {
-    uint thread;
+    uint index;
     uint threads;
     uint lane;
     uint simdgroup;

@@ -24,7 +24,7 @@ inline float2 rotation(uint position, float2 turns) {
     float angle = fraction.x + fraction.y;
     angle = angle - rint(angle) + (error.x + error.y + (parts.x + parts.y) * turns.y);
     angle -= rint(angle);
-    return float2(precise::cospi(2.0f * angle), precise::sinpi(2.0f * angle));
+    return float2(cospi(2.0f * angle), sinpi(2.0f * angle));
 }
 
 template <typename T>

@@ -26,12 +26,12 @@ inline bool comes_before(uint key_j, uint j, uint key_i, uint i) {
     const uint experts = args.experts;
     device const float* x = logits + ulong(group) * args.logits_stride;
     float largest = -INFINITY;
-    for (uint i = team.thread; i < experts; i += team.threads) {
+    for (uint i = team.index; i < experts; i += team.threads) {
         largest = max(largest, x[i]);
     }
     largest = team_max(largest, partials, team);
     float sum = 0.0f;
-    for (uint i = team.thread; i < experts; i += team.threads) {
+    for (uint i = team.index; i < experts; i += team.threads) {
         sum += precise::exp(x[i] - largest);
     }
     sum = team_sum(sum, partials + MAX_SIMDGROUPS, team);
@@ -41,7 +41,7 @@ inline bool comes_before(uint key_j, uint j, uint key_i, uint i) {
     float chosen = 0.0f;
     // At most one expert per thread keeps its rank; more are ranked again.
     uint rank = experts;
-    for (uint i = team.thread; i < experts; i += team.threads) {
+    for (uint i = team.index; i < experts; i += team.threads) {
         const uint key = order_key(x[i]);
         rank = 0;
         for (uint j = 0; j < experts; j++) {
@@ -56,7 +56,7 @@ inline bool comes_before(uint key_j, uint j, uint key_i, uint i) {
     if (RENORMALIZE) {
         divisor = max(team_sum(chosen, partials + 2 * MAX_SIMDGROUPS, team), MIN_SUM);
     }
-    for (uint i = team.thread; i < experts; i += team.threads) {
+    for (uint i = team.index; i < experts; i += team.threads) {
         if (experts > team.threads) {
             const uint key = order_key(x[i]);
             rank = 0;

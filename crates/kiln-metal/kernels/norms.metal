@@ -22,23 +22,23 @@ inline void normalise(thread Row& row, uint dim, float eps, threadgroup float* p
     float squares = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         kept[k] = i < groups ? row.load(i) : float4(0.0f);
         squares += dot(kept[k], kept[k]);
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 x = row.load(i);
         squares += dot(x, x);
     }
     const float factor = inverse_rms(team_sum(squares, partials, team), dim, eps);
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             row.store(i, kept[k], factor);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         row.store(i, row.load(i), factor);
     }
 }
@@ -54,11 +54,11 @@ inline void normalise_twice(
     float squares = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         kept[k] = i < groups ? row.load(i) : float4(0.0f);
         squares += dot(kept[k], kept[k]);
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 x = row.load(i);
         squares += dot(x, x);
     }
@@ -66,13 +66,13 @@ inline void normalise_twice(
     squares = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             kept[k] = row.combine(i, kept[k], first);
             squares += dot(kept[k], kept[k]);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 y = row.combine(i, row.load(i), first);
         squares += dot(y, y);
     }
@@ -81,12 +81,12 @@ inline void normalise_twice(
     const float second = inverse_rms(sum, dim, eps);
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             row.store(i, kept[k], second);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         row.store(i, row.combine(i, row.load(i), first), second);
     }
 }
@@ -513,11 +513,11 @@ template <typename T>
     float sum = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         kept[k] = i < groups ? load4(x, i, dim, ALIGNED) : float4(0.0f);
         sum += dot(kept[k], float4(1.0f));
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         sum += dot(load4(x, i, dim, ALIGNED), float4(1.0f));
     }
     const float mean = team_sum(sum, partials, team) / float(dim);
@@ -526,14 +526,14 @@ template <typename T>
     float squares = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             kept[k] = (kept[k] - mean) * inside4(i, dim);
             rest += dot(kept[k], float4(1.0f));
             squares += dot(kept[k], kept[k]);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 centred = (load4(x, i, dim, ALIGNED) - mean) * inside4(i, dim);
         rest += dot(centred, float4(1.0f));
         squares += dot(centred, centred);
@@ -545,12 +545,12 @@ template <typename T>
     LayerNormRow<T> row = {weight, bias, y, dim};
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             row.store(i, (kept[k] - rest) * factor);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         row.store(i, (load4(x, i, dim, ALIGNED) - mean - rest) * factor);
     }
 }

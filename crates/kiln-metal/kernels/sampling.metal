@@ -18,7 +18,7 @@ inline uint2 team_largest(uint key, uint index, threadgroup uint2* partials, Tea
 inline uint2 row_largest(device const float* x, uint n, threadgroup uint2* partials, Team team) {
     uint key = 0;
     uint index = 0xffffffffu;
-    for (uint i = team.thread; i < n; i += team.threads) {
+    for (uint i = team.index; i < n; i += team.threads) {
         const uint other = order_key(x[i]);
         if (other > key || index == 0xffffffffu) {
             key = other;
@@ -43,7 +43,7 @@ inline uint2 row_largest(device const float* x, uint n, threadgroup uint2* parti
     const Team team = {thread_index, threads, lane, simdgroup, simdgroups};
     device const float* x = input + ulong(group) * args.input_stride;
     const uint2 largest = row_largest(x, args.n, partials, team);
-    if (team.thread == 0) {
+    if (team.index == 0) {
         output[group] = largest.y;
     }
 }
@@ -72,7 +72,7 @@ template <typename T>
     float largest = -INFINITY;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         kept[k] = float4(-INFINITY);
         if (i < groups) {
             const float4 v = args.scale * load4(x, i, n, ALIGNED);
@@ -80,7 +80,7 @@ template <typename T>
         }
         largest = max(largest, max(max(kept[k].x, kept[k].y), max(kept[k].z, kept[k].w)));
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 v = args.scale * load4(x, i, n, ALIGNED);
         const float4 w = select(float4(-INFINITY), v, inside4(i, n) > 0.0f);
         largest = max(largest, max(max(w.x, w.y), max(w.z, w.w)));
@@ -90,25 +90,25 @@ template <typename T>
     float sum = 0.0f;
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             kept[k] = precise::exp(kept[k] - largest);
             sum += dot(select(float4(0.0f), kept[k], inside4(i, n) > 0.0f), float4(1.0f));
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 e = precise::exp(args.scale * load4(x, i, n, ALIGNED) - largest);
         sum += dot(select(float4(0.0f), e, inside4(i, n) > 0.0f), float4(1.0f));
     }
     sum = team_sum(sum, partials + MAX_SIMDGROUPS, team);
 #pragma unroll
     for (uint k = 0; k < KEPT_GROUPS; k++) {
-        const uint i = team.thread + k * team.threads;
+        const uint i = team.index + k * team.threads;
         if (i < groups) {
             store4(y, i, n, kept[k] / sum, ALIGNED);
         }
     }
-    for (uint i = team.thread + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
+    for (uint i = team.index + KEPT_GROUPS * team.threads; i < groups; i += team.threads) {
         const float4 e = precise::exp(args.scale * load4(x, i, n, ALIGNED) - largest);
         store4(y, i, n, e / sum, ALIGNED);
     }
@@ -179,7 +179,7 @@ inline Found search(
             sums[d] = 0.0f;
             counts[d] = 0;
         }
-        for (uint i = team.thread; i < row.n; i += team.threads) {
+        for (uint i = team.index; i < row.n; i += team.threads) {
             const uint k = order_key(row.logits[i]);
             if (k == 0 || !row.has(k, i)) {
                 continue;
@@ -239,7 +239,7 @@ inline Found search(
         if (single) {
             // Only one is left: find it.
             uint found = 0xffffffffu;
-            for (uint i = team.thread; i < row.n; i += team.threads) {
+            for (uint i = team.index; i < row.n; i += team.threads) {
                 const uint k = order_key(row.logits[i]);
                 const bool inside = by_key ? k >> shift == key >> shift
                                            : k == key && i >> shift == index >> shift;
@@ -266,7 +266,7 @@ inline Found search(
 /// The total measure of the candidates.
 inline float total(thread Candidates& row, threadgroup float* partials, Team team) {
     float sum = 0.0f;
-    for (uint i = team.thread; i < row.n; i += team.threads) {
+    for (uint i = team.index; i < row.n; i += team.threads) {
         const uint k = order_key(row.logits[i]);
         if (k != 0 && row.has(k, i)) {
             sum += row.measure(i, MEASURE_WEIGHT);
@@ -308,7 +308,7 @@ inline float total(thread Candidates& row, threadgroup float* partials, Team tea
         }
         token = search(row, MEASURE_WEIGHT, random[group] * sum, false, digits, team).at.y;
     }
-    if (team.thread == 0) {
+    if (team.index == 0) {
         output[group] = token;
     }
 }

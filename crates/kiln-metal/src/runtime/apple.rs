@@ -180,6 +180,7 @@ fn compile(
     // NaN and infinities are part of the contracts.
     if options.respondsToSelector(sel!(setMathMode:)) {
         options.setMathMode(MTLMathMode::Safe);
+        options.setMathFloatingPointFunctions(MTLMathFloatingPointFunctions::Precise);
     } else {
         #[expect(deprecated, reason = "the only way before macOS 15")]
         options.setFastMathEnabled(false);
