@@ -1,5 +1,18 @@
 // Gathering, copying and pooling of rows.
 
+/// Values in another type, each rounded once.
+template <typename From, typename To>
+struct Converted {
+    static vec<To, 4> four(vec<From, 4> x) { return vec<To, 4>(float4(x)); }
+    static To one(From x) { return To(float(x)); }
+};
+
+template <typename T>
+struct Converted<T, T> {
+    static vec<T, 4> four(vec<T, 4> x) { return x; }
+    static T one(T x) { return x; }
+};
+
 /// Four values per thread, the other axes in the rows of the grid.
 template <typename From, typename To>
 [[kernel]] void copy(
@@ -21,11 +34,12 @@ template <typename From, typename To>
     device To* to =
         output + i * args.output_stride_0 + j * args.output_stride_1 + k * args.output_stride_2;
     if (ALIGNED) {
-        *(device vec<To, 4>*)(to + start) = vec<To, 4>(*(device const vec<From, 4>*)(from + start));
+        const vec<From, 4> x = *(device const vec<From, 4>*)(from + start);
+        *(device vec<To, 4>*)(to + start) = Converted<From, To>::four(x);
         return;
     }
     for (uint l = start; l < min(start + 4, args.dim); l++) {
-        to[l] = To(from[l]);
+        to[l] = Converted<From, To>::one(from[l]);
     }
 }
 

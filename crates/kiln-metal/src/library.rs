@@ -74,3 +74,24 @@ impl Library {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ops;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_what_is_declared_is_used() {
+        let mut names = HashSet::new();
+        for library in ops::libraries() {
+            assert!(names.insert(library.name), "{}", library.name);
+            let text = library.texts.concat();
+            let mut indices = HashSet::new();
+            for constant in library.constants {
+                assert!(indices.insert(constant.index), "{}: {}", library.name, constant.name);
+                assert!(text.contains(constant.name), "{}: {}", library.name, constant.name);
+            }
+            assert!(library.source().contains("static_assert(sizeof("), "{}", library.name);
+        }
+    }
+}

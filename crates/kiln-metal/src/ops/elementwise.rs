@@ -33,7 +33,7 @@ kernel_args! {
 /// The second input is f32, whatever the type of the first.
 const SECOND_F32: FunctionConstant = FunctionConstant::flag("SECOND_F32", 1);
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "elementwise",
     texts: &[COMMON, include_str!("../../kernels/elementwise.metal")],
     arguments: || BinaryArgs::msl() + &UnaryArgs::msl(),

@@ -56,7 +56,7 @@ const INTERLEAVED: usize = 0;
 const LEADING: usize = 1;
 const SPANNING: usize = 2;
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "head_norm_rope",
     texts: &[COMMON, include_str!("../../kernels/head_norm_rope.metal")],
     arguments: HeadNormRopeArgs::msl,

@@ -24,7 +24,7 @@ kernel_args! {
 /// The cache wraps around at its capacity.
 const RING: FunctionConstant = FunctionConstant::flag("RING", 1);
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "kv_cache",
     texts: &[COMMON, QUANT, include_str!("../../kernels/kv_cache.metal")],
     arguments: KvAppendArgs::msl,

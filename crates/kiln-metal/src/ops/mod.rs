@@ -71,3 +71,17 @@ pub(crate) fn unsupported(
 ) -> Unsupported {
     Unsupported { op: op.name(), problem: format!("{missing} ({})", op.describe()), backend }
 }
+
+/// Every library, for checks of their sources.
+#[cfg(test)]
+pub(crate) fn libraries() -> [&'static crate::library::Library; 7] {
+    [
+        &elementwise::LIBRARY,
+        &norms::LIBRARY,
+        &head_norm_rope::LIBRARY,
+        &kv_cache::LIBRARY,
+        &rows::LIBRARY,
+        &sampling::LIBRARY,
+        &moe::LIBRARY,
+    ]
+}

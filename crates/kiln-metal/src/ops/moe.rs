@@ -22,7 +22,7 @@ kernel_args! {
 /// The chosen weights are divided by their sum.
 const RENORMALIZE: FunctionConstant = FunctionConstant::flag("RENORMALIZE", 0);
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "moe",
     texts: &[COMMON, include_str!("../../kernels/moe.metal")],
     arguments: MoeRouteArgs::msl,

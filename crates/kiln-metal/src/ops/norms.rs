@@ -58,7 +58,7 @@ const SCALAR_BROADCAST: FunctionConstant = FunctionConstant::flag("SCALAR_BROADC
 /// Bit `i` is set where weight `i` is f32, otherwise it has the type of the rows.
 const WEIGHTS_F32: FunctionConstant = FunctionConstant::uint("WEIGHTS_F32", 4);
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "norms",
     texts: &[COMMON, include_str!("../../kernels/norms.metal")],
     arguments: || {

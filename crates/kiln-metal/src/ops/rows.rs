@@ -57,7 +57,7 @@ const LAST: FunctionConstant = FunctionConstant::flag("LAST", 1);
 /// Simdgroups that divide the tokens of a mean.
 const POOL_SLICES: usize = 8;
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "rows",
     texts: &[COMMON, QUANT, include_str!("../../kernels/rows.metal")],
     arguments: || [CopyArgs::msl(), EmbedArgs::msl(), PoolArgs::msl()].concat(),

@@ -38,7 +38,7 @@ kernel_args! {
     }
 }
 
-static LIBRARY: Library = Library {
+pub(super) static LIBRARY: Library = Library {
     name: "sampling",
     texts: &[COMMON, include_str!("../../kernels/sampling.metal")],
     arguments: || [ArgmaxArgs::msl(), SoftmaxArgs::msl(), SampleArgs::msl()].concat(),
