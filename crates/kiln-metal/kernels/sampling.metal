@@ -141,10 +141,11 @@ struct Candidates {
     }
 };
 
-/// Partial sums of a search step, by digit and simdgroup.
+/// Sums and counts of a search step: of each simdgroup, then of all.
 struct Digits {
-    float sums[16][MAX_SIMDGROUPS];
-    uint counts[16][MAX_SIMDGROUPS];
+    float2 partials[16][MAX_SIMDGROUPS];
+    float2 totals[16];
+    uint found[MAX_SIMDGROUPS];
 };
 
 /// A candidate, with the sum of the measures of those before it.
@@ -173,11 +174,10 @@ inline Found search(
     for (uint step = 0; step < steps && !single; step++) {
         const bool by_key = step < 8;
         const uint shift = by_key ? 28 - 4 * step : index_shift - 4 * (step - 8);
-        float sums[16];
-        uint counts[16];
+        // The sum of the measures and the count.
+        float2 sums[16];
         for (uint d = 0; d < 16; d++) {
-            sums[d] = 0.0f;
-            counts[d] = 0;
+            sums[d] = float2(0.0f);
         }
         for (uint i = team.index; i < row.n; i += team.threads) {
             const uint k = order_key(row.logits[i]);
@@ -189,44 +189,47 @@ inline Found search(
                                        : k == key && (step == 8 || i >> (shift + 4) == index >> (shift + 4));
             if (inside) {
                 const uint digit = (by_key ? k >> shift : i >> shift) & 15;
-                const float measure = row.measure(i, kind);
+                const float2 one = float2(row.measure(i, kind), 1.0f);
 #pragma unroll
                 for (uint d = 0; d < 16; d++) {
-                    sums[d] += d == digit ? measure : 0.0f;
-                    counts[d] += d == digit ? 1 : 0;
+                    sums[d] += d == digit ? one : float2(0.0f);
                 }
             }
         }
-        // The digits of the step before have been read by all.
+        // The totals of the step before have been read by all.
         threadgroup_barrier(mem_flags::mem_threadgroup);
         for (uint d = 0; d < 16; d++) {
-            const float sum = simd_sum(sums[d]);
-            const uint count = simd_sum(counts[d]);
+            const float2 sum = simd_sum(sums[d]);
             if (team.lane == 0) {
-                digits.sums[d][team.simdgroup] = sum;
-                digits.counts[d][team.simdgroup] = count;
+                digits.partials[d][team.simdgroup] = sum;
             }
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (team.index < 16) {
+            float2 sum = digits.partials[team.index][0];
+            for (uint j = 1; j < team.simdgroups; j++) {
+                sum += digits.partials[team.index][j];
+            }
+            digits.totals[team.index] = sum;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         // Falling keys, rising indices. The last digit with a candidate is taken where none crosses.
         float taken_before = before;
         float running = before;
         uint chosen = 0;
-        uint chosen_count = 0;
+        float chosen_count = 0.0f;
         bool crossed = false;
         for (uint j = 0; j < 16; j++) {
             const uint d = by_key ? 15 - j : j;
-            const bool there = team.lane < team.simdgroups;
-            const float sum = simd_sum(there ? digits.sums[d][team.lane] : 0.0f);
-            const uint count = simd_sum(there ? digits.counts[d][team.lane] : 0u);
-            if (count == 0 || crossed) {
+            const float2 sum = digits.totals[d];
+            if (sum.y == 0.0f || crossed) {
                 continue;
             }
             chosen = d;
-            chosen_count = count;
+            chosen_count = sum.y;
             taken_before = running;
-            within = sum;
-            running += sum;
+            within = sum.x;
+            running += sum.x;
             crossed = reach ? running >= target : running > target;
         }
         before = taken_before;
@@ -235,7 +238,7 @@ inline Found search(
         } else {
             index |= chosen << shift;
         }
-        single = chosen_count <= 1;
+        single = chosen_count <= 1.0f;
         if (single) {
             // Only one is left: find it.
             uint found = 0xffffffffu;
@@ -247,13 +250,12 @@ inline Found search(
                     found = i;
                 }
             }
-            threadgroup_barrier(mem_flags::mem_threadgroup);
             found = simd_min(found);
             if (team.lane == 0) {
-                digits.counts[0][team.simdgroup] = found;
+                digits.found[team.simdgroup] = found;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            index = simd_min(team.lane < team.simdgroups ? digits.counts[0][team.lane] : 0xffffffffu);
+            index = simd_min(team.lane < team.simdgroups ? digits.found[team.lane] : 0xffffffffu);
             if (index < row.n) {
                 key = order_key(row.logits[index]);
             }

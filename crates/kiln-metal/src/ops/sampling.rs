@@ -1,6 +1,6 @@
 //! From logits to tokens: one threadgroup per row.
 
-use super::row_groups::{GROUP, KEPT_GROUPS, MAX_SIMDGROUPS, aligned, team};
+use super::row_groups::{KEPT_GROUPS, MAX_SIMDGROUPS, aligned, team};
 use crate::caps::SIMD_WIDTH;
 use crate::dispatch::{Dispatch, Lowering, Missing};
 use crate::library::{ALIGNED, COMMON, Library, MSL_3_1};
@@ -47,9 +47,12 @@ pub(super) static LIBRARY: Library = Library {
     version: MSL_3_1,
 };
 
+/// Logits that a thread looks at, where there are threads enough.
+const LOGITS_PER_THREAD: usize = 32;
+
 /// Threads that search a row of logits.
 fn searchers(n: usize) -> usize {
-    n.div_ceil(GROUP).clamp(1, 1024).next_multiple_of(SIMD_WIDTH)
+    n.div_ceil(LOGITS_PER_THREAD).clamp(1, 1024).next_multiple_of(SIMD_WIDTH)
 }
 
 /// `output = softmax(scale * input)`

@@ -322,6 +322,14 @@ pub(crate) struct Prepared {
     residency: Option<Retained<ProtocolObject<dyn MTLResidencySet>>>,
 }
 
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(set) = &self.residency {
+            set.endResidency();
+        }
+    }
+}
+
 // SAFETY: a residency set is only changed while it is made, and its use by a command buffer is
 // guarded by the lock of the device.
 unsafe impl Send for Prepared {}
