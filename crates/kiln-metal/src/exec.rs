@@ -244,3 +244,6 @@ fn groups(steps: &[Step]) -> Vec<Range<usize>> {
     starts.push(steps.len());
     starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
+
+#[cfg(test)]
+mod tests;
