@@ -6,7 +6,7 @@ use crate::library::{ConstantKind, FunctionConstant, Library};
 use kiln_core::{Error, Result, SharedBytes};
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::{NSObjectProtocol, ProtocolObject};
-use objc2::{AnyThread, sel};
+use objc2::{msg_send, sel};
 use objc2_foundation::{NSError, NSProcessInfo, NSString};
 use objc2_metal::*;
 use std::ffi::c_void;
@@ -182,8 +182,10 @@ fn compile(
         options.setMathMode(MTLMathMode::Safe);
         options.setMathFloatingPointFunctions(MTLMathFloatingPointFunctions::Precise);
     } else {
-        #[expect(deprecated, reason = "the only way before macOS 15")]
-        options.setFastMathEnabled(false);
+        // SAFETY: the property is there since the first macOS with Metal, and takes a bool.
+        unsafe {
+            let () = msg_send![&options, setFastMathEnabled: false];
+        }
     }
     let source = NSString::from_str(source);
     device
