@@ -152,9 +152,9 @@ impl Apple {
             buffer.waitUntilCompleted();
             if buffer.status() != MTLCommandBufferStatus::Completed {
                 let problem = buffer.error().map(|error| message(&error));
-                return Err(fault(
-                    problem.unwrap_or_else(|| "the run did not complete".to_owned()),
-                ));
+                let problem = problem.unwrap_or_else(|| "the run did not complete".to_owned());
+                let advice = if step.is_none() { "; a profile names the step" } else { "" };
+                return Err(fault(format!("{problem}{advice}")));
             }
             let seconds = buffer.GPUEndTime() - buffer.GPUStartTime();
             Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
