@@ -2,6 +2,7 @@
 
 use kiln_conformance::{Outcome, cases};
 use kiln_metal::{HostConfig, host_device};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,7 +18,9 @@ fn every_case_passes_under_every_schedule() {
     std::thread::scope(|scope| {
         for _ in 0..LANES {
             scope.spawn(|| {
-                let device = host_device(HostConfig::default()).unwrap();
+                let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("metal-host");
+                let config = HostConfig { cache: Some(cache), ..HostConfig::default() };
+                let device = host_device(config).unwrap();
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if case.is_large() {
                         skipped.fetch_add(1, Ordering::Relaxed);

@@ -12,6 +12,7 @@ use msl_host::{
 };
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub struct HostConfig {
     pub detect_conflicts: bool,
     /// System threads that run threadgroups.
     pub workers: usize,
+    /// Folder of compiled kernels, which nobody else may write; `None` compiles them for every device.
+    pub cache: Option<PathBuf>,
     /// Gets a count for every dispatch that runs.
     pub counts: Option<Counts>,
 }
@@ -52,6 +55,7 @@ impl Default for HostConfig {
             schedule_threads: 16_384,
             detect_conflicts: true,
             workers: 1,
+            cache: None,
             counts: None,
         }
     }
@@ -100,7 +104,9 @@ impl Host {
     /// # Errors
     /// [`Error::Device`] where there is none.
     pub(crate) fn open(config: HostConfig) -> Result<Self> {
-        let compiler = Compiler::new(msl_host::Config::default()).map_err(device_error)?;
+        let settings =
+            msl_host::Config { cache: config.cache.clone(), ..msl_host::Config::default() };
+        let compiler = Compiler::new(settings).map_err(device_error)?;
         Ok(Self { config, compiler, runs: AtomicU64::new(0), source: str::to_owned })
     }
 
