@@ -56,6 +56,16 @@ pub fn host_device(config: HostConfig) -> Result<Device> {
     Ok(Metal::device(runtime::host::Host::open(config)?))
 }
 
+/// The Metal sources of all kernels as they are compiled: file name and text.
+///
+/// ```
+/// let sources = kiln_metal::sources();
+/// assert!(sources.iter().any(|(name, text)| *name == "norms" && text.contains("rms_norm")));
+/// ```
+pub fn sources() -> Vec<(&'static str, String)> {
+    ops::LIBRARIES.iter().map(|library| (library.name, library.source())).collect()
+}
+
 /// A device of a runtime.
 struct Metal<R: Runtime> {
     runtime: Arc<R>,

@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_what_is_declared_is_used() {
         let mut names = HashSet::new();
-        for library in ops::libraries() {
+        for library in ops::LIBRARIES {
             assert!(names.insert(library.name), "{}", library.name);
             let text = library.texts.concat();
             let mut indices = HashSet::new();

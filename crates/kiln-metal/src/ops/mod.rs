@@ -11,6 +11,7 @@ mod sampling;
 
 use crate::caps::Caps;
 use crate::dispatch::{Lowering, Missing};
+use crate::library::Library;
 use crate::view::View;
 use kiln_core::ops::Op;
 use kiln_core::{Tensor, Unsupported};
@@ -72,16 +73,13 @@ pub(crate) fn unsupported(
     Unsupported { op: op.name(), problem: format!("{missing} ({})", op.describe()), backend }
 }
 
-/// Every library, for checks of their sources.
-#[cfg(test)]
-pub(crate) fn libraries() -> [&'static crate::library::Library; 7] {
-    [
-        &elementwise::LIBRARY,
-        &norms::LIBRARY,
-        &head_norm_rope::LIBRARY,
-        &kv_cache::LIBRARY,
-        &rows::LIBRARY,
-        &sampling::LIBRARY,
-        &moe::LIBRARY,
-    ]
-}
+/// Every library.
+pub(crate) const LIBRARIES: &[&Library] = &[
+    &elementwise::LIBRARY,
+    &head_norm_rope::LIBRARY,
+    &kv_cache::LIBRARY,
+    &moe::LIBRARY,
+    &norms::LIBRARY,
+    &rows::LIBRARY,
+    &sampling::LIBRARY,
+];
