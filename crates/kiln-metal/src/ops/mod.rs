@@ -3,6 +3,7 @@
 mod elementwise;
 mod head_norm_rope;
 mod kv_cache;
+mod matmul;
 mod moe;
 mod norms;
 mod row_groups;
@@ -44,6 +45,9 @@ pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) -> Result<(), Missin
         Op::Argmax(op) => sampling::argmax(op, lowering),
         Op::Sample(op) => sampling::sample(op, lowering),
         Op::MoeRoute(op) => moe::moe_route(op, lowering),
+        Op::Matmul(op) => matmul::matmul(op, lowering),
+        Op::GatedMatmul(op) => matmul::gated_matmul(op, lowering),
+        Op::MatmulId(op) => matmul::matmul_id(op, lowering),
         _ => Err(Missing("no kernel yet".to_owned())),
     }
 }
