@@ -1,5 +1,6 @@
 //! The operations: each lowers itself to dispatches. Nothing here touches a device.
 
+mod attention;
 mod elementwise;
 mod head_norm_rope;
 mod kv_cache;
@@ -48,7 +49,9 @@ pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) -> Result<(), Missin
         Op::Matmul(op) => matmul::matmul(op, lowering),
         Op::GatedMatmul(op) => matmul::gated_matmul(op, lowering),
         Op::MatmulId(op) => matmul::matmul_id(op, lowering),
-        _ => Err(Missing("no kernel yet".to_owned())),
+        Op::FlashAttention(op) => attention::flash_attention(op, lowering),
+        Op::FlashAttentionBlocks(op) => attention::flash_attention_blocks(op, lowering),
+        Op::CachedAttention(op) => attention::cached_attention(op, lowering),
     }
 }
 
