@@ -1,8 +1,10 @@
 //! The operations: each lowers itself to dispatches. Nothing here touches a device.
 
+mod attention;
 mod elementwise;
 mod head_norm_rope;
 mod kv_cache;
+mod matmul;
 mod moe;
 mod norms;
 mod row_groups;
@@ -45,7 +47,12 @@ pub(crate) fn lower(op: &Op<View>, lowering: &mut Lowering) -> Result<(), Missin
         Op::Argmax(op) => sampling::argmax(op, lowering),
         Op::Sample(op) => sampling::sample(op, lowering),
         Op::MoeRoute(op) => moe::moe_route(op, lowering),
-        _ => Err(Missing("no kernel yet".to_owned())),
+        Op::Matmul(op) => matmul::matmul(op, lowering),
+        Op::GatedMatmul(op) => matmul::gated_matmul(op, lowering),
+        Op::MatmulId(op) => matmul::matmul_id(op, lowering),
+        Op::FlashAttention(op) => attention::flash_attention(op, lowering),
+        Op::FlashAttentionBlocks(op) => attention::flash_attention_blocks(op, lowering),
+        Op::CachedAttention(op) => attention::cached_attention(op, lowering),
     }
 }
 
