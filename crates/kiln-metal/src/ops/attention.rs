@@ -131,18 +131,16 @@ const MERGE_THREADS: usize = 128;
 /// Threads of a tile.
 const TILE_THREADS: usize = 4 * SIMD_WIDTH;
 
-static TILES: Library = Library {
+pub(super) static TILES: Library = Library {
     name: "attention_tiles",
     texts: &[COMMON, QUANT, ATTENTION, include_str!("../../kernels/attention_tiles.metal")],
     arguments: || AttentionArgs::msl() + &BlocksArgs::msl(),
     sizes: &[],
-    constants: &[
-        ALIGNED, RING, WINDOW, SOFTCAP, SINKS, CACHED, CAUSAL, MASK, MASK_BOOL, BLOCKS,
-    ],
+    constants: &[ALIGNED, RING, WINDOW, SOFTCAP, SINKS, CACHED, CAUSAL, MASK, MASK_BOOL, BLOCKS],
     version: MSL_3_1,
 };
 
-static SPLIT: Library = Library {
+pub(super) static SPLIT: Library = Library {
     name: "attention_split",
     texts: &[COMMON, QUANT, ATTENTION, include_str!("../../kernels/attention_split.metal")],
     arguments: SplitArgs::msl,
@@ -472,12 +470,10 @@ fn cached_split(op: &CachedAttention<View>, lowering: &mut Lowering) -> Result<(
         .write_or(partial.as_ref(), q)
         .write_or(statistics.as_ref(), q);
     let split = if single { split.write(output) } else { split.read(q) };
-    lowering.dispatch(
-        split.threadgroup_memory(shared).grid(
-            [division.splits, heads / division.heads, tokens],
-            [SIMD_WIDTH * SIMDGROUPS, 1, 1],
-        ),
-    )?;
+    lowering.dispatch(split.threadgroup_memory(shared).grid(
+        [division.splits, heads / division.heads, tokens],
+        [SIMD_WIDTH * SIMDGROUPS, 1, 1],
+    ))?;
     let (Some(partial), Some(statistics)) = (partial, statistics) else { return Ok(()) };
     lowering.barrier();
     lowering.dispatch(

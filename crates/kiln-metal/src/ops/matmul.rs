@@ -91,7 +91,7 @@ const EXPERT_SIMDGROUPS: usize = 8;
 
 const WEIGHTS: &str = include_str!("../../kernels/weights.metal");
 
-static MAT_VEC: Library = Library {
+pub(super) static MAT_VEC: Library = Library {
     name: "mat_vec",
     texts: &[COMMON, QUANT, WEIGHTS, include_str!("../../kernels/mat_vec.metal")],
     arguments: MatVecArgs::msl,
@@ -100,7 +100,7 @@ static MAT_VEC: Library = Library {
     version: MSL_3_1,
 };
 
-static MAT_MAT: Library = Library {
+pub(super) static MAT_MAT: Library = Library {
     name: "mat_mat",
     texts: &[COMMON, QUANT, WEIGHTS, include_str!("../../kernels/mat_mat.metal")],
     arguments: || MatMatArgs::msl() + &ExpertTilesArgs::msl(),

@@ -82,9 +82,13 @@ pub(crate) fn unsupported(
 
 /// Every library.
 pub(crate) const LIBRARIES: &[&Library] = &[
+    &attention::SPLIT,
+    &attention::TILES,
     &elementwise::LIBRARY,
     &head_norm_rope::LIBRARY,
     &kv_cache::LIBRARY,
+    &matmul::MAT_MAT,
+    &matmul::MAT_VEC,
     &moe::LIBRARY,
     &norms::LIBRARY,
     &rows::LIBRARY,
