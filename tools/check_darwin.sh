@@ -17,4 +17,4 @@ RUSTC=$(dpkg -L rustc-web | grep -x '.*/bin/rustc')
 # No compiled standard library for this target is installed: cargo checks it first, which it only
 # does for a compiler that accepts unstable flags.
 export RUSTC RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/darwin"
-cargo check -Zbuild-std=std,panic_abort --target aarch64-apple-darwin --workspace
+cargo check -Zbuild-std=std,panic_abort --target aarch64-apple-darwin --workspace --all-targets

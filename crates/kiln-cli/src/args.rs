@@ -91,7 +91,8 @@ pub(crate) enum Format {
     Json,
 }
 
-fn threads(text: &str) -> Result<usize, String> {
+/// Parses a number of threads.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("give at least 1 thread".to_owned()),
         Ok(threads) if threads <= MAX_THREADS => Ok(threads),

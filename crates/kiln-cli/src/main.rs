@@ -11,6 +11,7 @@ mod memory;
 mod output;
 mod perplexity;
 mod profile;
+mod quantize;
 mod tokenize;
 mod verify;
 
@@ -27,6 +28,7 @@ Examples:
   kiln generate -m model.gguf \"Once upon a time\"
   kiln generate -m model.gguf --chat -p \"What is the capital of France?\" --temp 0
   kiln inspect model.gguf
+  kiln quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   kiln bench -m model.gguf -p 512 -n 64 -t 4
   kiln verify
 
@@ -46,6 +48,7 @@ struct Cli {
 enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
     Verify(verify::Args),
     Profile(profile::Args),
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Profile(args) => profile::run(&args),

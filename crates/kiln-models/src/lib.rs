@@ -7,8 +7,10 @@
 //! | [`Session`] | caches and a place in the context: prompts, steps, logits |
 //! | [`Generator`] | text, piece by piece |
 //! | [`tokenizer`], [`chat`] | text to token ids and back |
+//! | [`quantize`] | smaller weights: GGUF to GGUF |
 
 pub mod chat;
+pub mod quantize;
 pub mod tokenizer;
 
 mod config;

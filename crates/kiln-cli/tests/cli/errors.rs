@@ -94,7 +94,9 @@ fn chat_needs_a_template() {
 
 #[test]
 fn help_has_examples_and_completions_work() {
-    for command in ["generate", "inspect", "bench", "verify", "profile", "tokenize", "perplexity"] {
+    for command in
+        ["generate", "inspect", "quantize", "bench", "verify", "profile", "tokenize", "perplexity"]
+    {
         let help = kiln(&[command, "--help"]).ok();
         assert!(help.contains("Examples:") && help.contains(&format!("kiln {command}")), "{help}");
     }

@@ -6,5 +6,6 @@ mod generate;
 mod inspect;
 mod malformed;
 mod measure;
+mod quantize;
 mod support;
 mod verify;

@@ -10,12 +10,14 @@ use super::{F16Bytes, IQ4_CODEBOOK};
 
 /// Candidate scales on either side of the one that maps the range of the input to the range of
 /// the codes, and how far they reach.
-const STEPS: i32 = 6;
-const SPREAD: f64 = 0.12;
+const STEPS: i32 = 2;
+const SPREAD: f64 = 0.08;
 /// Least-squares refits that follow the search.
-const REFITS: usize = 2;
+const REFITS: usize = 1;
+/// Rounds of choosing integer scales for the scale of a block and refitting that.
+const ROUNDS: usize = 2;
 /// Neighbours on either side of the nearest integer scale that are tried.
-const WINDOW: i32 = 2;
+const WINDOW: i32 = 1;
 /// Steps of the walk over pairs of an integer scale and an integer minimum.
 const WALK: usize = 3;
 
@@ -36,25 +38,33 @@ fn reciprocal(v: f64) -> f64 {
     if v == 0.0 { 0.0 } else { 1.0 / v }
 }
 
+/// `v` within `lo..=hi`; `lo` for NaN. One instruction for each bound, unlike `clamp`.
+#[inline(always)]
+fn clamped(v: f64, lo: f64, hi: f64) -> f64 {
+    let v = if v > lo { v } else { lo };
+    if v < hi { v } else { hi }
+}
+
 /// The integer within `lo..=hi` nearest to `v`, for bounds within `±2^51`.
+#[inline(always)]
 fn round(v: f64, lo: f64, hi: f64) -> f64 {
     // The sum has no bits left for a fraction, so adding is rounding.
     const SHIFT: f64 = (3u64 << 51) as f64;
-    (v.max(lo).min(hi) + SHIFT) - SHIFT
+    (clamped(v, lo, hi) + SHIFT) - SHIFT
 }
 
-/// Sums the terms of every element, in four interleaved partial sums. The length of `x` must be a
-/// multiple of 4.
-fn sum<const K: usize>(x: &[f64], terms: impl Fn(f64) -> [f64; K]) -> [f64; K] {
-    let mut lanes = [[0.0; 4]; K];
-    for chunk in x.as_chunks::<4>().0 {
-        for (lane, &x) in chunk.iter().enumerate() {
-            for (lanes, term) in lanes.iter_mut().zip(terms(x)) {
-                lanes[lane] += term;
-            }
-        }
-    }
-    lanes.map(|l| (l[0] + l[1]) + (l[2] + l[3]))
+/// Partial sums of every fourth element. The compiler keeps one in vector registers only where it is
+/// an array of its own and added to in a loop of its own.
+type Lanes = [f64; 4];
+
+#[inline(always)]
+fn lanes(f: impl FnMut(usize) -> f64) -> Lanes {
+    std::array::from_fn(f)
+}
+
+#[inline(always)]
+fn total(l: Lanes) -> f64 {
+    (l[0] + l[1]) + (l[2] + l[3])
 }
 
 /// The best value so far, with its error.
@@ -104,6 +114,7 @@ impl Grid for Integers {
         [self.lo, self.hi]
     }
 
+    #[inline(always)]
     fn nearest(self, v: f64) -> f64 {
         round(v, self.lo, self.hi)
     }
@@ -145,7 +156,7 @@ impl Grid for Codebook {
 
     fn nearest(self, v: f64) -> f64 {
         let [lo, hi] = self.ends();
-        NEAREST[(2.0 * (v.max(lo).min(hi) - lo)) as usize].into()
+        NEAREST[(2.0 * (clamped(v, lo, hi) - lo)) as usize].into()
     }
 
     fn code(self, element: f64) -> u8 {
@@ -170,13 +181,16 @@ struct Scaled {
 }
 
 impl Scaled {
+    /// The sums over a whole number of [`Lanes`].
     fn new(x: &[f64], d: f64, grid: impl Grid) -> Self {
         let inverse = reciprocal(d);
-        let [xq, qq] = sum(x, |x| {
-            let q = grid.nearest(x * inverse);
-            [x * q, q * q]
-        });
-        Self { xq, qq }
+        let (mut xq, mut qq) = (Lanes::default(), Lanes::default());
+        for x in x.as_chunks::<4>().0 {
+            let q = lanes(|l| grid.nearest(x[l] * inverse));
+            xq = lanes(|l| xq[l] + x[l] * q[l]);
+            qq = lanes(|l| qq[l] + q[l] * q[l]);
+        }
+        Self { xq: total(xq), qq: total(qq) }
     }
 
     fn error(self, d: f64) -> f64 {
@@ -238,7 +252,7 @@ pub(super) fn scaled_blocks<const SUBS: usize>(
     let ideal: [f64; SUBS] = std::array::from_fn(|j| best_scale(&x[j * len..][..len], grid, |d| d));
     let mut best = Best { error: 0.0, value: (0.0, [0; SUBS]) };
     let mut d = stored(extreme(&ideal) / f64::from(lo));
-    for _ in 0..REFITS {
+    for _ in 0..ROUNDS {
         let mut scales = [0; SUBS];
         let mut total = Scaled::default();
         for (j, scale) in scales.iter_mut().enumerate() {
@@ -274,13 +288,19 @@ struct Affine {
 }
 
 impl Affine {
+    /// The sums over a whole number of [`Lanes`].
     fn new(x: &[f64], (d, m): (f64, f64), top: f64) -> Self {
         let inverse = reciprocal(d);
-        let [sum_x, q, xq, qq] = sum(x, |x| {
-            let q = round((x - m) * inverse, 0.0, top);
-            [x, q, x * q, q * q]
-        });
-        Self { n: x.len() as f64, x: sum_x, q, xq, qq }
+        let [mut sum, mut codes, mut xq, mut qq] = [Lanes::default(); 4];
+        for x in x.as_chunks::<4>().0 {
+            let q = lanes(|l| round((x[l] - m) * inverse, 0.0, top));
+            sum = lanes(|l| sum[l] + x[l]);
+            codes = lanes(|l| codes[l] + q[l]);
+            xq = lanes(|l| xq[l] + x[l] * q[l]);
+            qq = lanes(|l| qq[l] + q[l] * q[l]);
+        }
+        let n = x.len() as f64;
+        Self { n, x: total(sum), q: total(codes), xq: total(xq), qq: total(qq) }
     }
 
     fn error(self, (d, m): (f64, f64)) -> f64 {
@@ -325,7 +345,7 @@ fn best_affine(
     // Where f16 is coarser than the range of the input, a minimum that was rounded up is useless.
     let below = keep_min(least - least.abs() / 1024.0);
     attempt(&mut best, (keep_scale((greatest - below) / top), below));
-    for _ in 0..REFITS {
+    for _ in 0..ROUNDS {
         let start = best.value;
         attempt(&mut best, start);
     }
@@ -447,7 +467,7 @@ pub(super) fn affine_blocks<const SUBS: usize>(
         (s, round(-min * reciprocal(dmin), 0.0, tops.scale))
     });
     let mut best = Best { error: f64::MAX, value: (d, dmin, pairs) };
-    for _ in 0..REFITS {
+    for _ in 0..ROUNDS {
         let mut joint = Joint::default();
         for (j, pair) in pairs.iter_mut().enumerate() {
             let (moved, sums) = walk(sub(j), *pair, (d, dmin), tops);

@@ -1,7 +1,8 @@
 //! AVX2 with FMA and F16C: two registers per vector. With AVX-VNNI the byte products are one
-//! instruction; without, they are widened to 16 bits, which no byte value can overflow.
+//! instruction; without, weights are widened to 16 bits, which no byte value can overflow, and
+//! activations are stored as words.
 
-use super::{LANES, Simd};
+use super::{LANES, Planes, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2, FMA and F16C (and AVX-VNNI) are there.
@@ -131,6 +132,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const NAME: &'static str = if VNNI { "avx-vnni" } else { "avx2" };
     const COLUMNS: usize = 4;
+    const PLANES: Planes = if VNNI { Planes::Bytes } else { Planes::Words };
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -201,6 +203,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn spread_halves(self, low: f32, high: f32) -> Self::F {
+        compute!([_mm256_set1_ps(low), _mm256_set1_ps(high)])
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         both(a, b, |a, b| compute!(_mm256_add_ps(a, b)))
     }
@@ -255,6 +262,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        compute!({
+            let half = _mm256_add_ps(v[0], v[1]);
+            let quad = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_add_ps(quad, _mm_movehl_ps(quad, quad));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+        })
+    }
+
+    #[inline(always)]
     fn sums(self, v: [Self::F; LANES]) -> Self::F {
         [sum_eight(v, 0), sum_eight(v, 8)]
     }
@@ -284,6 +301,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn half_to_float(self, bits: u16) -> f32 {
         compute!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
+    }
+
+    #[inline(always)]
+    fn halves_to_floats(self, bits: [u16; 4]) -> [f32; 4] {
+        super::halves_to_floats(bits)
     }
 
     /// Broadcasting first keeps clear of an instruction that waits for its target's old value.
@@ -317,6 +339,27 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
         [dot_bytes::<VNNI>(acc[0], w[0], y[0]), dot_bytes::<VNNI>(acc[1], w[1], y[1])]
+    }
+
+    #[inline(always)]
+    fn dot_plane<const P: usize>(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
+        if VNNI {
+            return self.dot(acc, w, y);
+        }
+        let w = each(w, |w| {
+            if P == 0 {
+                compute!(_mm256_and_si256(w, _mm256_set1_epi16(0xff)))
+            } else {
+                compute!(_mm256_srli_epi16::<8>(w))
+            }
+        });
+        let products = both(w, y, |w, y| compute!(_mm256_madd_epi16(w, y)));
+        both(acc, products, |acc, product| compute!(_mm256_add_epi32(acc, product)))
+    }
+
+    #[inline(always)]
+    fn next_plane(self, acc: Self::I) -> Self::I {
+        if VNNI { self.shl_int::<7>(acc) } else { acc }
     }
 
     #[inline(always)]

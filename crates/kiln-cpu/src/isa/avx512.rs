@@ -241,6 +241,11 @@ impl Simd for Avx512Vnni {
         compute!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))))
     }
 
+    #[inline(always)]
+    fn halves_to_floats(self, bits: [u16; 4]) -> [f32; 4] {
+        super::halves_to_floats(bits)
+    }
+
     /// Broadcasting first keeps clear of an instruction that waits for its target's old value.
     #[inline(always)]
     fn splat_f16(self, bits: u16) -> Self::F {

@@ -17,6 +17,15 @@ pub(crate) use scalar::Scalar;
 /// Lanes of a vector of f32 or i32.
 pub(crate) const LANES: usize = 16;
 
+/// How activations of 15 bits lie in two planes of one byte per value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planes {
+    /// Signed bytes of `128 * high + low`: the high ones, then the low ones.
+    Bytes,
+    /// 16-bit values: the even ones, then the odd ones. For sets that multiply words, not bytes.
+    Words,
+}
+
 /// Vector operations of one instruction set.
 ///
 /// Every method is inlined into its caller, which runs inside [`Simd::run`].
@@ -33,6 +42,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Columns of a matrix-product tile: what fits the registers.
     const COLUMNS: usize;
+
+    /// How activations of the integer routes are stored for [`Simd::dot_plane`].
+    const PLANES: Planes = Planes::Bytes;
 
     /// The token, in code that is only reached with one.
     ///
@@ -62,6 +74,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_i8(self, from: *const i8) -> Self::F;
     /// Lane `l` is `values[l / 4]`.
     fn spread(self, values: [f32; 4]) -> Self::F;
+    /// The lower 8 lanes are `low`, the upper `high`.
+    #[inline(always)]
+    fn spread_halves(self, low: f32, high: f32) -> Self::F {
+        self.spread([low, low, high, high])
+    }
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -80,6 +97,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// One f16.
     fn half_to_float(self, bits: u16) -> f32;
+
+    /// Four f16.
+    #[inline(always)]
+    fn halves_to_floats(self, [a, b, c, d]: [u16; 4]) -> [f32; 4] {
+        [self.half_to_float(a), self.half_to_float(b), self.half_to_float(c), self.half_to_float(d)]
+    }
 
     /// One f16 in every lane.
     #[inline(always)]
@@ -176,6 +199,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn to_float(self, v: Self::I) -> Self::F;
     /// Adds to each lane the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `y`.
     fn dot(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I;
+
+    /// Adds to each lane the part that plane `P` of [`Simd::PLANES`] has in the dot product of 4
+    /// unsigned bytes of `w` with 4 activations. Plane 0 comes first, then [`Simd::next_plane`].
+    #[inline(always)]
+    fn dot_plane<const P: usize>(self, acc: Self::I, w: Self::B, y: Self::B) -> Self::I {
+        self.dot(acc, w, y)
+    }
+
+    /// Makes sums over plane 0 ready for plane 1.
+    #[inline(always)]
+    fn next_plane(self, acc: Self::I) -> Self::I {
+        self.shl_int::<7>(acc)
+    }
 
     /// # Safety
     /// 64 readable bytes.
@@ -312,6 +348,34 @@ impl Isa {
         }
         with_simd!(self, simd => name(simd))
     }
+}
+
+/// Four f16 by F16C, moved at once: a move of one waits for its target's old value.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn halves_to_floats(bits: [u16; 4]) -> [f32; 4] {
+    use std::arch::x86_64::{_mm_cvtph_ps, _mm_cvtsi64_si128, _mm_storeu_ps};
+    let [a, b, c, d] = bits.map(u64::from);
+    let mut out = [0.0; 4];
+    // SAFETY: only called through tokens of sets with F16C; the array has four values.
+    unsafe {
+        let bits = _mm_cvtsi64_si128((a | b << 16 | c << 32 | d << 48) as i64);
+        _mm_storeu_ps(out.as_mut_ptr(), _mm_cvtph_ps(bits));
+    }
+    out
+}
+
+/// Asks for the cache line of an address that will be read soon. Any address is fine.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which cannot fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Evaluates an expression, generic over the token, for the chosen instruction set.

@@ -1,11 +1,11 @@
 //! Activations made ready for a matrix product: quantised, or in f32, packed by tiles of columns.
 //!
-//! A column is one row of the input. Quantised activations have 15 bits, as two signed bytes
-//! `128 * high + low`, with one scale per 32 values: the product with a weight byte is exact in i32
-//! over a group, so that a result depends neither on the instruction set nor on the tile.
+//! A column is one row of the input. Quantised activations have 15 bits, in two planes of one byte
+//! per value ([`Planes`]), with one scale per 32 values: the product with a weight byte is exact in
+//! i32 over a group, so that a result depends neither on the instruction set nor on the tile.
 
 use super::format::CHUNK;
-use crate::isa::Simd;
+use crate::isa::{Planes, Simd};
 use std::ops::Range;
 
 /// Values that share a scale.
@@ -42,13 +42,12 @@ pub(crate) struct Layout {
 /// Byte offsets of the parts of a tile (or of one column).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts {
-    pub(crate) high: usize,
-    pub(crate) low: usize,
+    pub(crate) planes: [usize; 2],
     /// f32: scales by 32 values (tiles) or by 16 (columns).
     pub(crate) scales: usize,
     /// f32: scale times sum by 16 values.
     pub(crate) sums_16: usize,
-    /// f32: scale times sum by 32 values; columns have none.
+    /// f32: scale times sum by 32 values.
     pub(crate) sums_32: usize,
     /// Bytes in all.
     pub(crate) bytes: usize,
@@ -74,7 +73,7 @@ impl Layout {
             start
         };
         let (scales, sums_16, sums_32) = match self.packing {
-            Packing::Columns => (part(values / 16), part(values / 16), 0),
+            Packing::Columns => (part(values / 16), part(values / 16), part(values / 32)),
             Packing::Tiles => (part(values / SCALE_GROUP), part(values / 16), part(values / 32)),
             Packing::FloatColumns | Packing::FloatTiles => {
                 end = 4 * values;
@@ -82,7 +81,7 @@ impl Layout {
             }
         };
         let bytes = end.next_multiple_of(64);
-        Parts { high: 0, low: values, scales, sums_16, sums_32, bytes }
+        Parts { planes: [0, values], scales, sums_16, sums_32, bytes }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -106,14 +105,13 @@ impl Layout {
 
 /// 32 quantised values.
 struct Quantized {
-    high: [i8; SCALE_GROUP],
-    low: [i8; SCALE_GROUP],
+    planes: [[u8; SCALE_GROUP]; 2],
     values: [i32; SCALE_GROUP],
     scale: f32,
 }
 
 #[inline(always)]
-fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
+fn quantize(planes: Planes, x: &[f32; SCALE_GROUP]) -> Quantized {
     let mut largest = [0f32; 16];
     let mut finite = true;
     for half in x.chunks_exact(16) {
@@ -126,8 +124,7 @@ fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
     // A subnormal maximum would give an infinite inverse; such values are zero here.
     let inverse = if largest > 1e-30 { LARGEST / largest } else { 0.0 };
     let mut out = Quantized {
-        high: [0; SCALE_GROUP],
-        low: [0; SCALE_GROUP],
+        planes: [[0; SCALE_GROUP]; 2],
         values: [0; SCALE_GROUP],
         scale: if finite { largest / LARGEST } else { f32::NAN },
     };
@@ -135,11 +132,23 @@ fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
         // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
         let shifted = x * inverse + 12_582_912.0;
         let value = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
-        let value = if finite { value } else { 0 };
-        let high = (value + 64) >> 7;
-        out.values[i] = value;
-        out.high[i] = high as i8;
-        out.low[i] = (value - (high << 7)) as i8;
+        out.values[i] = if finite { value } else { 0 };
+    }
+    match planes {
+        Planes::Bytes => {
+            for (i, value) in out.values.iter().enumerate() {
+                let high = (value + 64) >> 7;
+                out.planes[0][i] = high as u8;
+                out.planes[1][i] = (value - (high << 7)) as u8;
+            }
+        }
+        Planes::Words => {
+            for (i, pair) in out.values.as_chunks::<2>().0.iter().enumerate() {
+                for (plane, value) in out.planes.iter_mut().zip(pair) {
+                    plane.as_chunks_mut::<2>().0[i] = (*value as i16).to_le_bytes();
+                }
+            }
+        }
     }
     out
 }
@@ -149,7 +158,7 @@ fn quantize(x: &[f32; SCALE_GROUP]) -> Quantized {
 /// `column` counts from the start of the tile of `width` columns, whose bytes are `tile`.
 #[inline(always)]
 pub(crate) fn pack_column<S: Simd>(
-    _simd: S,
+    _: S,
     layout: Layout,
     x: &[f32],
     tile: &mut TileBytes<'_>,
@@ -170,27 +179,27 @@ pub(crate) fn pack_column<S: Simd>(
         Packing::Columns => {
             let depth = layout.depth;
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(x);
+                let q = quantize(S::PLANES, x);
                 let at = column * depth + block * SCALE_GROUP;
-                tile.bytes_at(parts.high + at).copy_from_slice(bytemuck::bytes_of(&q.high));
-                tile.bytes_at(parts.low + at).copy_from_slice(bytemuck::bytes_of(&q.low));
-                for (i, half) in q.values.chunks_exact(16).enumerate() {
-                    let sum = half.iter().sum::<i32>() as f32;
-                    tile.set(parts.scales, at / 16 + i, q.scale);
-                    tile.set(parts.sums_16, at / 16 + i, q.scale * sum);
+                for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
+                    tile.bytes_at(start + at).copy_from_slice(plane);
+                }
+                tile.set(parts.scales, at / 32, [q.scale; 2]);
+                for (group, sums) in [(16, parts.sums_16), (32, parts.sums_32)] {
+                    for (i, values) in q.values.chunks_exact(group).enumerate() {
+                        let sum = values.iter().sum::<i32>() as f32;
+                        tile.set(sums + 4 * (at / group), i, q.scale * sum);
+                    }
                 }
             }
         }
         Packing::Tiles => {
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(x);
-                for i in 0..SCALE_GROUP / 4 {
-                    let at = (block * (SCALE_GROUP / 4) + i) * width + column;
-                    let four = |bytes: &[i8; 32]| {
-                        i32::from_ne_bytes(std::array::from_fn(|j| bytes[4 * i + j] as u8))
-                    };
-                    tile.set(parts.high, at, four(&q.high));
-                    tile.set(parts.low, at, four(&q.low));
+                let q = quantize(S::PLANES, x);
+                for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
+                    for (i, four) in plane.as_chunks::<4>().0.iter().enumerate() {
+                        tile.set(start, (block * (SCALE_GROUP / 4) + i) * width + column, *four);
+                    }
                 }
                 tile.set(parts.scales, block * width + column, q.scale);
                 for (group, sums) in [(16, parts.sums_16), (32, parts.sums_32)] {

@@ -57,6 +57,10 @@ pub(crate) trait Format: 'static {
     /// Values that share a scale: 16 or 32.
     const GROUP: usize;
 
+    /// What makes signed codes unsigned: a minimum is minus the scale times this. 0 for formats with
+    /// minima of their own.
+    const BIAS: f32;
+
     /// Unpacks chunk `index` of a row. In a row of an odd number of 32-value blocks, `half` says
     /// that only the first half of the chunk exists; the second is then any finite values.
     ///
@@ -83,15 +87,43 @@ unsafe fn read_half<S: Simd>(s: S, from: *const u8) -> f32 {
     s.half_to_float(unsafe { read_u16(from) })
 }
 
+/// The f16 at `a` and at `b`, twice each.
+#[inline(always)]
+unsafe fn pairs_of_halves<S: Simd>(s: S, a: *const u8, b: *const u8) -> [f32; 4] {
+    // SAFETY: the caller's two bytes at each.
+    let bits = unsafe { [read_u16(a), read_u16(b), 0, 0] };
+    let [a, b, _, _] = s.halves_to_floats(bits);
+    pairs(a, b)
+}
+
+/// The two f16 at `a` and the two at `b`: the first ones, then the second ones, twice each.
+#[inline(always)]
+unsafe fn pairs_of_two_halves<S: Simd>(s: S, a: *const u8, b: *const u8) -> [[f32; 4]; 2] {
+    // SAFETY: the caller's four bytes at each.
+    let (a, b) = unsafe { (read_u32(a), read_u32(b)) };
+    let bits = [a as u16, (a >> 16) as u16, b as u16, (b >> 16) as u16];
+    let [a, next_a, b, next_b] = s.halves_to_floats(bits);
+    [pairs(a, b), pairs(next_a, next_b)]
+}
+
+/// The f16 at `from` and the one after it.
+#[inline(always)]
+unsafe fn two_halves<S: Simd>(s: S, from: *const u8) -> (f32, f32) {
+    // SAFETY: the caller's four bytes.
+    let bits = unsafe { read_u32(from) };
+    let [a, b, _, _] = s.halves_to_floats([bits as u16, (bits >> 16) as u16, 0, 0]);
+    (a, b)
+}
+
 #[inline(always)]
 fn pairs(a: f32, b: f32) -> [f32; 4] {
     [a, a, b, b]
 }
 
-/// The minima of codes that have `bias` added.
+/// The minima of codes that have a bias.
 #[inline(always)]
-fn biased(scale: [f32; 4], bias: f32) -> [f32; 4] {
-    scale.map(|scale| -bias * scale)
+fn biased<F: Format>(scale: [f32; 4]) -> [f32; 4] {
+    scale.map(|scale| -F::BIAS * scale)
 }
 
 /// The two 32-value blocks of a chunk; the same one twice where there is only one.
@@ -111,6 +143,7 @@ macro_rules! nibble_format {
 
         impl Format for $Name {
             const GROUP: usize = 32;
+            const BIAS: f32 = $bias;
 
             #[inline(always)]
             unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -126,11 +159,11 @@ macro_rules! nibble_format {
                         let bits = u64::from(bits[0]) | u64::from(bits[1]) << 32;
                         q = s.or_bytes(q, s.shl_bytes::<4>(s.bytes_of_bits(bits)));
                     }
-                    let scale = pairs(read_half(s, a), read_half(s, b));
-                    let minimum = if $minimum {
-                        pairs(read_half(s, a.add(2)), read_half(s, b.add(2)))
+                    let [scale, minimum] = if $minimum {
+                        pairs_of_two_halves(s, a, b)
                     } else {
-                        biased(scale, $bias)
+                        let scale = pairs_of_halves(s, a, b);
+                        [scale, biased::<Self>(scale)]
                     };
                     Chunk { q, scale, minimum }
                 }
@@ -148,6 +181,7 @@ pub(crate) struct Q8_0;
 
 impl Format for Q8_0 {
     const GROUP: usize = 32;
+    const BIAS: f32 = 128.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -155,8 +189,8 @@ impl Format for Q8_0 {
         unsafe {
             let [a, b] = two_blocks(row, DType::Q8_0.block_bytes(), index, half);
             let q = s.xor_bytes(s.join_bytes32(a.add(2), b.add(2)), 0x80);
-            let scale = pairs(read_half(s, a), read_half(s, b));
-            Chunk { q, scale, minimum: biased(scale, 128.0) }
+            let scale = pairs_of_halves(s, a, b);
+            Chunk { q, scale, minimum: biased::<Self>(scale) }
         }
     }
 }
@@ -178,6 +212,7 @@ pub(crate) struct Iq4Nl;
 
 impl Format for Iq4Nl {
     const GROUP: usize = 32;
+    const BIAS: f32 = 128.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, half: bool) -> Chunk<S> {
@@ -186,8 +221,8 @@ impl Format for Iq4Nl {
             let [a, b] = two_blocks(row, DType::Iq4Nl.block_bytes(), index, half);
             let nibbles = s.twice_bytes16(a.add(2), b.add(2));
             let index = s.and_bytes(s.shr_bytes(nibbles, [0, 4, 0, 4]), 15);
-            let scale = pairs(read_half(s, a), read_half(s, b));
-            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased(scale, 128.0) }
+            let scale = pairs_of_halves(s, a, b);
+            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased::<Self>(scale) }
         }
     }
 }
@@ -203,6 +238,7 @@ pub(crate) struct Iq4Xs;
 
 impl Format for Iq4Xs {
     const GROUP: usize = 32;
+    const BIAS: f32 = 128.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -219,7 +255,7 @@ impl Format for Iq4Xs {
                 d * (i32::from(low & 15) + i32::from((high & 3) << 4) - 32) as f32
             };
             let scale = pairs(scale(low, high), scale(low >> 4, high >> 2));
-            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased(scale, 128.0) }
+            Chunk { q: s.lookup(index, &IQ4_VALUES), scale, minimum: biased::<Self>(scale) }
         }
     }
 }
@@ -245,6 +281,7 @@ macro_rules! k_format {
 
         impl Format for $Name {
             const GROUP: usize = 32;
+            const BIAS: f32 = 0.0;
 
             #[inline(always)]
             unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -259,7 +296,7 @@ macro_rules! k_format {
                         let plane = s.shr_bytes(s.twice_bytes32(block.add(16)), [a, a, b, b]);
                         q = s.or_bytes(q, s.shl_bytes::<4>(s.and_bytes(plane, 1)));
                     }
-                    let (d, dmin) = (read_half(s, block), read_half(s, block.add(2)));
+                    let (d, dmin) = two_halves(s, block);
                     let (scale_a, minimum_a) = six_bits(block.add(4), 2 * c);
                     let (scale_b, minimum_b) = six_bits(block.add(4), 2 * c + 1);
                     Chunk {
@@ -280,6 +317,7 @@ pub(crate) struct Q6K;
 
 impl Format for Q6K {
     const GROUP: usize = 16;
+    const BIAS: f32 = 32.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -294,7 +332,7 @@ impl Format for Q6K {
             let d = read_half(s, block.add(208));
             let scales = block.add(192 + 4 * c).cast::<[i8; 4]>().read_unaligned();
             let scale = scales.map(|scale| d * f32::from(scale));
-            Chunk { q, scale, minimum: biased(scale, 32.0) }
+            Chunk { q, scale, minimum: biased::<Self>(scale) }
         }
     }
 }
@@ -303,6 +341,7 @@ pub(crate) struct Q2K;
 
 impl Format for Q2K {
     const GROUP: usize = 16;
+    const BIAS: f32 = 0.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -310,7 +349,7 @@ impl Format for Q2K {
         unsafe {
             let (block, c) = in_super_block(row, DType::Q2K, index);
             let q = two_bits(s, block.add(16), c);
-            let (d, dmin) = (read_half(s, block.add(80)), read_half(s, block.add(82)));
+            let (d, dmin) = two_halves(s, block.add(80));
             let packed = block.add(4 * c).cast::<[u8; 4]>().read_unaligned();
             Chunk {
                 q,
@@ -334,6 +373,7 @@ pub(crate) struct Q3K;
 
 impl Format for Q3K {
     const GROUP: usize = 16;
+    const BIAS: f32 = 4.0;
 
     #[inline(always)]
     unsafe fn chunk<S: Simd>(s: S, row: *const u8, index: usize, _half: bool) -> Chunk<S> {
@@ -353,7 +393,7 @@ impl Format for Q3K {
                 let top = top[i] >> (2 * c) & 3;
                 d * (i32::from(low | top << 4) - 32) as f32
             });
-            Chunk { q, scale, minimum: biased(scale, 4.0) }
+            Chunk { q, scale, minimum: biased::<Self>(scale) }
         }
     }
 }

@@ -129,19 +129,19 @@ impl<'a> Strip<'a> {
             unsafe {
                 for four in fours.clone() {
                     let w = s.load_bytes(weights.add(four * 4 * STRIP));
-                    let y = tile.add(parts.high + four * 4 * N);
+                    let y = tile.add(parts.planes[0] + four * 4 * N);
                     for (column, dots) in dots.iter_mut().enumerate() {
-                        *dots = s.dot(*dots, w, s.splat_bytes4(y.add(4 * column)));
+                        *dots = s.dot_plane::<0>(*dots, w, s.splat_bytes4(y.add(4 * column)));
                     }
                 }
                 for dots in &mut dots {
-                    *dots = s.shl_int::<7>(*dots);
+                    *dots = s.next_plane(*dots);
                 }
                 for four in fours {
                     let w = s.load_bytes(weights.add(four * 4 * STRIP));
-                    let y = tile.add(parts.low + four * 4 * N);
+                    let y = tile.add(parts.planes[1] + four * 4 * N);
                     for (column, dots) in dots.iter_mut().enumerate() {
-                        *dots = s.dot(*dots, w, s.splat_bytes4(y.add(4 * column)));
+                        *dots = s.dot_plane::<1>(*dots, w, s.splat_bytes4(y.add(4 * column)));
                     }
                 }
                 let scale = s.load(scales.add(group * STRIP));

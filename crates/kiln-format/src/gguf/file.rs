@@ -1,7 +1,7 @@
 //! A GGUF model: one file, or the parts of a split one.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_core::SharedBytes;
 
@@ -21,6 +21,8 @@ use crate::{FormatError, GgmlType};
 /// vocabulary.
 pub struct Gguf {
     parts: Vec<SharedBytes>,
+    /// Where the parts were opened; empty for a model in memory.
+    paths: Vec<PathBuf>,
     version: u32,
     alignment: u32,
     metadata: Metadata,
@@ -59,6 +61,7 @@ impl Gguf {
         let first = header::parse(&bytes).map_err(at)?;
         let split = Split::of(&first.metadata).map_err(at)?;
         let mut parts = vec![(bytes, first)];
+        let mut paths = vec![path.to_owned()];
         if split.count > 1 {
             for (index, path) in (1..).zip(split.other_parts(path).map_err(at)?) {
                 if !path.exists() {
@@ -66,9 +69,11 @@ impl Gguf {
                     return Err(FormatError::MissingSplit { part, count, path });
                 }
                 parts.push(open_part(&path, index, &split)?);
+                paths.push(path);
             }
         }
-        Self::assemble(parts, &split).map_err(at)
+        let model = Self::assemble(parts, &split).map_err(at)?;
+        Ok(Self { paths, ..model })
     }
 
     /// A model in memory.
@@ -138,7 +143,7 @@ impl Gguf {
         split.check_tensors(tensors.len())?;
         let by_name = sorted_by(&tensors, TensorInfo::name)
             .map_err(|name| FormatError::DuplicateTensor { tensor: shown(name) })?;
-        Ok(Self { parts: files, version, alignment, metadata, tensors, by_name })
+        Ok(Self { parts: files, paths: Vec::new(), version, alignment, metadata, tensors, by_name })
     }
 
     /// The version in the header: 2 or 3.
@@ -159,6 +164,11 @@ impl Gguf {
     /// Number of files the model is split into.
     pub fn parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// The files the model was opened from, first part first; none for a model in memory.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// The key-value pairs; those of the first part where the model is split.

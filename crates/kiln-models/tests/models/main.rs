@@ -3,6 +3,7 @@
 mod generate;
 mod logits;
 mod preflight;
+mod quantize;
 mod session;
 mod shapes;
 mod support;

@@ -4,6 +4,9 @@ use crate::isa::{LANES, Simd};
 
 /// How 16 neighbours of a row become f32.
 pub(super) trait Element: 'static {
+    /// Bytes of 16 values.
+    const VECTOR_BYTES: usize;
+
     /// Values `16 * index..16 * index + 16` of a row.
     ///
     /// # Safety
@@ -47,6 +50,8 @@ macro_rules! plain {
         pub(super) struct $Name;
 
         impl Element for $Name {
+            const VECTOR_BYTES: usize = LANES * size_of::<$T>();
+
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
                 // SAFETY: by the contract.
@@ -87,6 +92,8 @@ impl Q8_0 {
 }
 
 impl Element for Q8_0 {
+    const VECTOR_BYTES: usize = Self::BLOCK_BYTES / 2;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::F {
         // SAFETY: the block and its half are inside the row.

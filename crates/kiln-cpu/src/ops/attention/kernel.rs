@@ -1,8 +1,11 @@
 //! Register-blocked products: weights or queries times rows of 16-lane vectors, and dot products.
 
 use super::element::Element;
-use crate::isa::{LANES, Simd};
+use crate::isa::{LANES, Simd, prefetch};
 use std::ops::Range;
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 /// Whether a vector is one register of 32, which changes what fits.
 pub(super) const fn wide<S: Simd>() -> bool {
@@ -25,6 +28,9 @@ pub(super) struct Product {
     pub(super) c: *mut f32,
     /// Values between rows of `c`.
     pub(super) c_stride: usize,
+    /// From a row of `b` to what is asked for when it is read, in bytes; 0 for nothing. Only of few
+    /// rows.
+    pub(super) ahead: usize,
 }
 
 impl Product {
@@ -45,13 +51,13 @@ impl Product {
             at += unsafe {
                 if const { wide::<S>() } {
                     match vectors.end - at {
-                        1 => self.block::<S, E, R, 1>(s, at, factors),
-                        2 => self.block::<S, E, R, 2>(s, at, factors),
-                        3 | 5 => self.block::<S, E, R, 3>(s, at, factors),
-                        _ => self.block::<S, E, R, 4>(s, at, factors),
+                        1 => self.block::<S, E, R, 1, false>(s, at, factors),
+                        2 => self.block::<S, E, R, 2, false>(s, at, factors),
+                        3 | 5 => self.block::<S, E, R, 3, false>(s, at, factors),
+                        _ => self.block::<S, E, R, 4, false>(s, at, factors),
                     }
                 } else {
-                    self.block::<S, E, R, 1>(s, at, factors)
+                    self.block::<S, E, R, 1, false>(s, at, factors)
                 }
             };
         }
@@ -90,17 +96,17 @@ impl Product {
         // SAFETY: by the contract of `few_rows`.
         unsafe {
             match rows {
-                1 => self.block::<S, E, 1, C>(s, first, Some(&[1.0; 1])),
-                2 => self.block::<S, E, 2, C>(s, first, Some(&[1.0; 2])),
-                3 => self.block::<S, E, 3, C>(s, first, Some(&[1.0; 3])),
-                _ => self.block::<S, E, 4, C>(s, first, Some(&[1.0; 4])),
+                1 => self.block::<S, E, 1, C, true>(s, first, Some(&[1.0; 1])),
+                2 => self.block::<S, E, 2, C, true>(s, first, Some(&[1.0; 2])),
+                3 => self.block::<S, E, 3, C, true>(s, first, Some(&[1.0; 3])),
+                _ => self.block::<S, E, 4, C, true>(s, first, Some(&[1.0; 4])),
             }
         }
     }
 
     /// Computes `C` vectors of columns from `first`; returns `C`.
     #[inline(always)]
-    unsafe fn block<S: Simd, E: Element, const R: usize, const C: usize>(
+    unsafe fn block<S: Simd, E: Element, const R: usize, const C: usize, const ASK: bool>(
         &self,
         s: S,
         first: usize,
@@ -120,6 +126,12 @@ impl Product {
             }
             let (mut a, mut b) = (self.a, self.b);
             for _ in 0..self.depth {
+                if ASK && self.ahead != 0 {
+                    let from = b.wrapping_add(self.ahead).wrapping_add(first * E::VECTOR_BYTES);
+                    for offset in (0..C * E::VECTOR_BYTES).step_by(LINE) {
+                        prefetch(from.wrapping_add(offset));
+                    }
+                }
                 let mut row = [s.splat(0.0); C];
                 for (j, v) in row.iter_mut().enumerate() {
                     *v = E::load(s, b, first + j);
@@ -183,6 +195,8 @@ pub(super) struct Scores {
     pub(super) scores: *mut f32,
     /// Values between rows of `scores`.
     pub(super) stride: usize,
+    /// From a key to what is asked for when it is read, in bytes; 0 for nothing.
+    pub(super) ahead: usize,
 }
 
 impl Scores {
@@ -220,6 +234,12 @@ impl Scores {
     unsafe fn by<S: Simd, E: Element, const R: usize, const J: usize, const K: usize>(&self, s: S) {
         for first in (0..self.count).step_by(K) {
             let mut products = [s.splat(0.0); LANES];
+            if self.ahead != 0 {
+                let from = self.k.wrapping_add(self.ahead).wrapping_add(first * self.k_stride);
+                for offset in (0..K * self.k_stride).step_by(LINE) {
+                    prefetch(from.wrapping_add(offset));
+                }
+            }
             for group in (0..K).step_by(J) {
                 let mut keys = [self.k; J];
                 for (j, key) in keys.iter_mut().enumerate() {

@@ -130,13 +130,6 @@ impl Span {
     pub(super) fn slot(&self, position: usize) -> usize {
         if position < self.slots { position } else { position % self.slots }
     }
-
-    /// Runs of `keys`, not more than there are slots, that are neighbours in memory.
-    #[inline(always)]
-    pub(super) fn runs(&self, keys: Range<usize>) -> [Range<usize>; 2] {
-        let turn = keys.end.min(keys.start + (self.slots - self.slot(keys.start)));
-        [keys.start..turn, turn..keys.end]
-    }
 }
 
 impl Problem {

@@ -6,11 +6,11 @@
 //! bits.
 
 use super::element::{Element, F16, F32, with_element};
-use super::kernel::{Product, Scores, add_row};
+use super::kernel::{LINE, Product, Scores, add_row};
 use super::problem::{Keys, Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp1, largest, normalizer, soft_cap, weights};
-use crate::exec::{Lowering, Tasks};
-use crate::isa::{LANES, Simd, with_float_simd};
+use crate::exec::{Lowering, Tasks, Workspace};
+use crate::isa::{Isa, LANES, Simd, prefetch, with_float_simd};
 use crate::threads::Scratch;
 use kiln_core::DType;
 use std::ops::Range;
@@ -25,8 +25,9 @@ const MAX_RECORDS: usize = 32 << 20;
 /// Tasks that even out differences between threads.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Keys that are converted at once: they stay in the nearest cache.
+/// Most keys of one call of the kernels, and most bytes of them: they stay in the nearest cache.
 const PIECE: usize = 64;
+const PIECE_BYTES: usize = 8 * 1024;
 
 /// Floats of a record before its values: the maximum, the sum, and what keeps the values aligned.
 const HEADER: usize = LANES;
@@ -57,56 +58,83 @@ impl Split {
 /// Appends the tasks of an attention against a cache.
 pub(super) fn lower(problem: Problem, lowering: &mut Lowering) {
     let Keys::Cache { capacity, ring, .. } = problem.keys else { return };
-    let (isa, heads) = (lowering.isa, problem.kv_heads);
     let split = Split::new(&problem, capacity, ring);
+    let heads = problem.kv_heads;
     let record = HEADER + problem.padded();
-    let head_records = split.most * problem.rows() * record;
-    let workspace =
-        (split.most > 1).then(|| lowering.workspace(heads * head_records * size_of::<f32>()));
-    // Ranges done of each head in this run.
-    let done: Vec<AtomicUsize> = (0..heads).map(|_| AtomicUsize::new(0)).collect();
+    let bytes = heads * split.most * problem.rows() * record * size_of::<f32>();
+    let workspace = (split.most > 1).then(|| lowering.workspace(bytes));
+    let done = (0..heads).map(|_| AtomicUsize::new(0)).collect();
+    let pass = Pass { isa: lowering.isa, problem, split, workspace, done };
     let count = (heads * split.most).min(TASKS_PER_THREAD * lowering.threads);
     lowering.tasks(Tasks::new(count, move |task, scratch| {
         // SAFETY: the planner's hazards keep writers of the operands out of this step.
-        let Some(span) = (unsafe { problem.span() }) else {
-            let [buffer] = scratch.floats([problem.q.dim]);
-            for head in (task..heads).step_by(count) {
-                // SAFETY: the rows of this head are this task's alone.
-                unsafe { problem.fill_nan([0, head], 0..problem.rows(), buffer) };
+        match unsafe { pass.problem.span() } {
+            Some(span) => {
+                let items = heads * pass.ranges(span).len();
+                for item in task * items / count..(task + 1) * items / count {
+                    pass.item(span, item, scratch);
+                }
             }
-            return;
-        };
-        let keys = problem.visible_to(span, 0..problem.tokens);
-        let ranges = keys.start / split.range..keys.end.div_ceil(split.range);
-        for item in (task..heads * ranges.len()).step_by(count) {
-            let (head, index) = (item / ranges.len(), item % ranges.len());
-            let base = (ranges.start + index) * split.range;
-            let keys = keys.start.max(base)..keys.end.min(base + split.range);
-            let mut part = Part::new(&problem, span, head, base..keys.end, scratch);
-            let step = problem.rows() * record;
-            let records = workspace
-                .as_ref()
-                .filter(|_| ranges.len() > 1)
-                .map(|workspace| workspace.start().cast::<f32>().wrapping_add(head * head_records));
-            let own = match records {
-                Some(records) => records.wrapping_add(index * step),
-                None => part.records.as_mut_ptr(),
-            };
-            // SAFETY: a record for each row and range, this one's the task's alone; who comes last
-            // sees those of the others through the counter.
-            unsafe {
-                with_float_simd!(isa, s => s.run(#[inline(always)] || {
-                    part.compute(s, keys.clone(), own);
-                }));
-                if done[head].fetch_add(1, Ordering::AcqRel) + 1 == ranges.len() {
-                    done[head].store(0, Ordering::Relaxed);
-                    let records =
-                        Records { start: records.unwrap_or(own), count: ranges.len(), step };
-                    with_float_simd!(isa, s => s.run(#[inline(always)] || part.merge(s, records)));
+            None => {
+                let [buffer] = scratch.floats([pass.problem.q.dim]);
+                for head in task * heads / count..(task + 1) * heads / count {
+                    // SAFETY: the rows of this head are this task's alone.
+                    unsafe { pass.problem.fill_nan([0, head], 0..pass.problem.rows(), buffer) };
                 }
             }
         }
     }));
+}
+
+/// What the tasks of an attention share.
+struct Pass {
+    isa: Isa,
+    problem: Problem,
+    split: Split,
+    /// `[heads][ranges][rows][record]`, where there can be several ranges.
+    workspace: Option<Workspace>,
+    /// Ranges done of each head in this run.
+    done: Vec<AtomicUsize>,
+}
+
+impl Pass {
+    /// Numbers of the ranges that are in use.
+    fn ranges(&self, span: Span) -> Range<usize> {
+        let keys = self.problem.visible_to(span, 0..self.problem.tokens);
+        keys.start / self.split.range..keys.end.div_ceil(self.split.range)
+    }
+
+    /// Computes an item: a range of a head, with the ranges of a head one after the other.
+    fn item(&self, span: Span, item: usize, scratch: &mut Scratch) {
+        let (problem, ranges) = (&self.problem, self.ranges(span));
+        let (head, index) = (item / ranges.len(), item % ranges.len());
+        let base = (ranges.start + index) * self.split.range;
+        let all = problem.visible_to(span, 0..problem.tokens);
+        let keys = all.start.max(base)..all.end.min(base + self.split.range);
+        let mut part = Part::new(problem, span, [head, base], keys, scratch);
+        let step = problem.rows() * (HEADER + problem.padded());
+        let shared = self.workspace.as_ref().filter(|_| ranges.len() > 1).map(|workspace| {
+            let start = workspace.start().cast::<f32>();
+            start.wrapping_add(head * self.split.most * step)
+        });
+        let own = match shared {
+            Some(records) => records.wrapping_add(index * step),
+            None => part.records.as_mut_ptr(),
+        };
+        // SAFETY: there is a record for each range and row, those of this range are the task's
+        // alone, and who comes last sees the others through the counter.
+        unsafe {
+            with_float_simd!(self.isa, s => s.run(#[inline(always)] || part.compute(s, own)));
+            if self.done[head].fetch_add(1, Ordering::AcqRel) + 1 == ranges.len() {
+                self.done[head].store(0, Ordering::Relaxed);
+                let start = shared.unwrap_or(own);
+                let records = Records { start, count: ranges.len(), step };
+                with_float_simd!(self.isa, s => s.run(#[inline(always)] || {
+                    part.merge(s, records);
+                }));
+            }
+        }
+    }
 }
 
 /// The records of a head: `[count]` times `[rows][record]`.
@@ -118,6 +146,15 @@ struct Records {
     step: usize,
 }
 
+/// Keys, or their values, that are neighbours in memory.
+struct Piece {
+    keys: Range<usize>,
+    /// The first row.
+    from: *const u8,
+    /// From a row to the place to ask for while it is read, in bytes: in the piece that follows.
+    ahead: usize,
+}
+
 /// The rows of one key-value head against one range of keys.
 struct Part<'a> {
     problem: &'a Problem,
@@ -125,6 +162,8 @@ struct Part<'a> {
     head: usize,
     /// Position of the first score.
     base: usize,
+    /// Keys that some row sees.
+    keys: Range<usize>,
     /// Whether the kernels read the cache itself: whole vectors of f16 or f32.
     direct: bool,
     /// `[rows][padded]`, scaled.
@@ -145,14 +184,14 @@ impl<'a> Part<'a> {
     fn new(
         problem: &'a Problem,
         span: Span,
-        head: usize,
-        positions: Range<usize>,
+        [head, base]: [usize; 2],
+        keys: Range<usize>,
         scratch: &'a mut Scratch,
     ) -> Self {
         let (rows, padded) = (problem.rows(), problem.padded());
         let plain = matches!(problem.k.dtype, DType::F16 | DType::F32);
         // A vector more than the keys: dot products come in vectors.
-        let stride = positions.len().next_multiple_of(LANES) + LANES;
+        let stride = (keys.end - base).next_multiple_of(LANES) + LANES;
         let records = rows * (HEADER + padded);
         let lens = [rows * padded, rows * stride, PIECE * padded, records, padded];
         let [q, scores, converted, records, row] = scratch.floats(lens);
@@ -160,7 +199,8 @@ impl<'a> Part<'a> {
             problem,
             span,
             head,
-            base: positions.start,
+            base,
+            keys,
             direct: plain && problem.q.dim == padded,
             q,
             scores,
@@ -171,12 +211,12 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Writes the records of all rows over `keys`.
+    /// Writes the records of all rows.
     ///
     /// # Safety
-    /// The keys exist, nobody writes the operands meanwhile, and the records are the caller's alone.
+    /// Nobody writes the operands meanwhile, and the records are the caller's alone.
     #[inline(always)]
-    unsafe fn compute<S: Simd>(&mut self, s: S, keys: Range<usize>, records: *mut f32) {
+    unsafe fn compute<S: Simd>(&mut self, s: S, records: *mut f32) {
         let problem = self.problem;
         for (row, q) in self.q.chunks_exact_mut(problem.padded()).enumerate() {
             let [token, head] = problem.token_and_head(self.head, row);
@@ -186,30 +226,51 @@ impl<'a> Part<'a> {
         let record = HEADER + problem.padded();
         // SAFETY: by the contract.
         unsafe {
-            for piece in self.pieces(keys.clone()) {
+            for piece in self.pieces(problem.k, self.address(problem.v, self.keys.start)) {
                 self.score(s, piece);
             }
             for row in 0..problem.rows() {
-                self.weigh(s, row, keys.clone(), records.add(row * record));
+                self.weigh(s, row, records.add(row * record));
             }
-            for piece in self.pieces(keys.clone()) {
+            // Where the next range of this head starts, the task goes on.
+            for piece in self.pieces(problem.v, self.address(problem.k, self.keys.end)) {
                 self.sum(s, piece, records.add(HEADER));
             }
             for row in 0..problem.rows() {
-                self.repair(s, row, keys.clone(), records.add(row * record + HEADER));
+                self.repair(s, row, records.add(row * record + HEADER));
             }
         }
     }
 
-    /// Keys of one call of the kernels each.
+    /// Address of the key or value at a position.
     #[inline(always)]
-    fn pieces(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let most = if self.direct { usize::MAX } else { PIECE };
-        let runs = self.span.runs(keys).into_iter();
-        runs.flat_map(move |run| {
-            let starts = run.clone().step_by(most);
-            starts.map(move |start| start..run.end.min(start.saturating_add(most)))
+    fn address(&self, rows: Rows, position: usize) -> *const u8 {
+        rows.row([0, self.head, self.span.slot(position)])
+    }
+
+    /// The pieces of keys or values. While the last is read, `next` is asked for.
+    #[inline(always)]
+    fn pieces(&self, rows: Rows, next: *const u8) -> impl Iterator<Item = Piece> + use<> {
+        let (span, head, end) = (self.span, self.head, self.keys.end);
+        let address = move |position| rows.row([0, head, span.slot(position)]).cast_const();
+        let most = (PIECE_BYTES / rows.stride()).clamp(LANES, PIECE);
+        let mut at = self.keys.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            if start == end {
+                return None;
+            }
+            at = end.min(start + most.min(span.slots - span.slot(start)));
+            let from = address(start);
+            let then = if at < end { address(at) } else { next };
+            Some(Piece { keys: start..at, from, ahead: then.addr().wrapping_sub(from.addr()) })
         })
+    }
+
+    /// How far ahead the kernels ask: once for each row, and not for what is already converted.
+    #[inline(always)]
+    fn ahead(&self, piece: &Piece, first: usize) -> usize {
+        if self.direct && first == 0 { piece.ahead } else { 0 }
     }
 
     /// Whether the kernels read f16.
@@ -218,22 +279,20 @@ impl<'a> Part<'a> {
         self.direct && self.problem.k.dtype == DType::F16
     }
 
-    /// Address and stride in bytes of keys or values, converted where they must be.
+    /// Address and stride in bytes of the rows of a piece, converted where they must be.
     #[inline(always)]
-    unsafe fn source<S: Simd>(
-        &mut self,
-        s: S,
-        rows: Rows,
-        piece: Range<usize>,
-    ) -> (*const u8, usize) {
-        let from = rows.row([0, self.head, self.span.slot(piece.start)]).cast_const();
+    unsafe fn source<S: Simd>(&mut self, s: S, rows: Rows, piece: &Piece) -> (*const u8, usize) {
         if self.direct {
-            return (from, rows.stride());
+            return (piece.from, rows.stride());
         }
         let padded = self.problem.padded();
         with_element!(rows.dtype, E => {
-            for (index, to) in self.converted.chunks_exact_mut(padded).enumerate().take(piece.len()) {
-                let from = from.wrapping_add(index * rows.stride());
+            let converted = self.converted.chunks_exact_mut(padded);
+            for (index, to) in converted.enumerate().take(piece.keys.len()) {
+                let from = piece.from.wrapping_add(index * rows.stride());
+                for line in (0..rows.stride()).step_by(LINE) {
+                    prefetch(from.wrapping_add(piece.ahead).wrapping_add(line));
+                }
                 // SAFETY: a row that exists; the slice is as long as its vectors.
                 unsafe { E::convert(s, from, rows.dim, to.as_mut_ptr()) };
             }
@@ -243,22 +302,24 @@ impl<'a> Part<'a> {
 
     /// Dot products of all rows with the keys of a piece.
     #[inline(always)]
-    unsafe fn score<S: Simd>(&mut self, s: S, piece: Range<usize>) {
+    unsafe fn score<S: Simd>(&mut self, s: S, piece: Piece) {
         let (problem, padded) = (self.problem, self.problem.padded());
         // SAFETY: keys that exist, and scratch with a vector of room behind the scores.
         unsafe {
-            let (k, k_stride) = self.source(s, problem.k, piece.clone());
+            let (k, k_stride) = self.source(s, problem.k, &piece);
+            let start = piece.keys.start - self.base;
             for first in (0..problem.rows()).step_by(Scores::ROWS) {
-                let scores = &mut self.scores[first * self.stride + piece.start - self.base..];
+                let scores = &mut self.scores[first * self.stride + start..];
                 let scores = Scores {
                     q: self.q[first * padded..].as_ptr(),
                     q_stride: padded,
                     k,
                     k_stride,
-                    count: piece.len(),
+                    count: piece.keys.len(),
                     vectors: padded / LANES,
                     scores: scores.as_mut_ptr(),
                     stride: self.stride,
+                    ahead: self.ahead(&piece, first),
                 };
                 let rows = problem.rows() - first;
                 if self.halves() {
@@ -272,11 +333,12 @@ impl<'a> Part<'a> {
 
     /// Scores of a row to weights; their maximum, their sum and zeros to its record.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(&mut self, s: S, row: usize, keys: Range<usize>, record: *mut f32) {
+    unsafe fn weigh<S: Simd>(&mut self, s: S, row: usize, record: *mut f32) {
         let problem = self.problem;
         let [token, _] = problem.token_and_head(self.head, row);
         let seen = problem.visible(self.span, token);
-        let vectors = (keys.start - self.base) / LANES..(keys.end - self.base).div_ceil(LANES);
+        let (from, to) = (self.keys.start - self.base, self.keys.end - self.base);
+        let vectors = from / LANES..to.div_ceil(LANES);
         let (start, end) = (vectors.start * LANES, vectors.end * LANES);
         let scores = &mut self.scores[row * self.stride..][..self.stride];
         // SAFETY: vectors of the row; the record is the caller's.
@@ -298,21 +360,23 @@ impl<'a> Part<'a> {
 
     /// Adds the values of a piece to the sums of all rows.
     #[inline(always)]
-    unsafe fn sum<S: Simd>(&mut self, s: S, piece: Range<usize>, sums: *mut f32) {
+    unsafe fn sum<S: Simd>(&mut self, s: S, piece: Piece, sums: *mut f32) {
         let (rows, padded) = (self.problem.rows(), self.problem.padded());
         let (record, vectors) = (HEADER + padded, padded / LANES);
         // SAFETY: weights of the scratch, values that exist, records of the caller.
         unsafe {
-            let (b, b_stride) = self.source(s, self.problem.v, piece.clone());
+            let (b, b_stride) = self.source(s, self.problem.v, &piece);
+            let start = piece.keys.start - self.base;
             for first in (0..rows).step_by(Product::FEW) {
                 let product = Product {
-                    a: self.scores[first * self.stride + piece.start - self.base..].as_ptr(),
+                    a: self.scores[first * self.stride + start..].as_ptr(),
                     a_stride: self.stride,
                     b,
                     b_stride,
-                    depth: piece.len(),
+                    depth: piece.keys.len(),
                     c: sums.add(first * record),
                     c_stride: record,
+                    ahead: self.ahead(&piece, first),
                 };
                 if self.halves() {
                     product.few_rows::<S, F16>(s, rows - first, vectors);
@@ -326,7 +390,7 @@ impl<'a> Part<'a> {
     /// Computes the sums of a row again where some are not finite: a value that the row does not see
     /// must not reach it.
     #[inline(always)]
-    unsafe fn repair<S: Simd>(&mut self, s: S, row: usize, keys: Range<usize>, sums: *mut f32) {
+    unsafe fn repair<S: Simd>(&mut self, s: S, row: usize, sums: *mut f32) {
         let problem = self.problem;
         let vectors = problem.padded() / LANES;
         // SAFETY: the vectors of a record, and values that exist.
@@ -342,9 +406,9 @@ impl<'a> Part<'a> {
             for vector in 0..vectors {
                 s.store(sums.add(vector * LANES), s.splat(0.0));
             }
-            for key in keys {
+            for key in self.keys.clone() {
                 let weight = self.scores[row * self.stride + key - self.base];
-                let from = problem.v.row([0, self.head, self.span.slot(key)]).cast_const();
+                let from = self.address(problem.v, key);
                 if weight != 0.0 {
                     let to = self.row.as_mut_ptr();
                     with_element!(problem.v.dtype, E => E::convert(s, from, problem.v.dim, to));

@@ -254,6 +254,7 @@ impl<'a> Tile<'a> {
             depth: problem.q.dim,
             c: self.scores.as_mut_ptr(),
             c_stride: KEYS,
+            ahead: 0,
         };
         // SAFETY: all matrices are scratch of this tile.
         unsafe { product.vectors::<S, F32, ROWS>(s, vectors.clone(), None) };
@@ -281,6 +282,7 @@ impl<'a> Tile<'a> {
                 depth: end - start,
                 c: self.output[first * padded..].as_mut_ptr(),
                 c_stride: padded,
+                ahead: 0,
             };
             if finite {
                 product.vectors::<S, F32, ROWS>(s, 0..padded / LANES, Some(&factors));
