@@ -16,6 +16,7 @@ typedef __fp16 bfloat;
 #define thread
 #define INFINITY __builtin_inff()
 #define NAN __builtin_nanf("")
+#define FLT_MAX 3.402823466e+38f
 
 template <class T, int N> struct VectorOf { typedef T type __attribute__((ext_vector_type(N))); };
 template <class T, int N> using vec = typename VectorOf<T, N>::type;
@@ -62,9 +63,14 @@ template <class V, class A> V make_vector(A a) {
     return v;
 }
 template <class V, class A, class B> V make_vector(A a, B b) {
-    static_assert(Parts<V>::count == 2, "two numbers");
     V v;
-    v[0] = a, v[1] = b;
+    if constexpr (is_number<A>) {
+        static_assert(Parts<V>::count == 2, "two numbers");
+        v[0] = a, v[1] = b;
+    } else {
+        static_assert(Parts<V>::count == Parts<A>::count + Parts<B>::count, "two vectors");
+        v.lo = a, v.hi = b;
+    }
     return v;
 }
 template <class V, class A, class B, class C, class D> V make_vector(A a, B b, C c, D d) {
@@ -92,6 +98,9 @@ void simdgroup_barrier(mem_flags);
 COLLECTIVE(simd_sum)
 COLLECTIVE(simd_max)
 COLLECTIVE(simd_min)
+COLLECTIVE(quad_sum)
+COLLECTIVE(quad_max)
+COLLECTIVE(quad_min)
 COLLECTIVE(simd_broadcast_first)
 COLLECTIVE(simd_prefix_exclusive_sum)
 COLLECTIVE(simd_prefix_inclusive_sum)
