@@ -243,7 +243,7 @@ impl Translator<'_, '_> {
 
     /// Closes the program and writes the tables that the host reads.
     fn finish(mut self) -> Result<Translation, CompileError> {
-        self.out.push_str("\n}\nextern \"C\" {\nextern const ::msl_rt::EntryPoint msl_entries[] = {\n");
+        self.out.push_str("\n}\n#pragma GCC visibility push(default)\nextern \"C\" {\nextern const ::msl_rt::EntryPoint msl_entries[] = {\n");
         for entry in &self.kernels {
             self.out.push_str(&format!("&{},\n", entry.symbol));
         }
