@@ -219,8 +219,10 @@ pub enum FaultKind {
         offset: i64,
         /// Kind of the later access; its thread is the fault's.
         access: AccessKind,
-        /// The other thread: its threadgroup, or `None` where it is the fault's, and its index in the threadgroup.
-        other: (Option<[u32; 3]>, u32),
+        /// Index of the other thread in its threadgroup.
+        other_thread: u32,
+        /// Whether the other thread is of the fault's threadgroup.
+        same_threadgroup: bool,
         /// Kind of the earlier access.
         other_access: AccessKind,
     },
@@ -286,15 +288,20 @@ impl fmt::Display for Fault {
             FaultKind::ReadOnlyWrite { region, offset } => {
                 write!(f, "write at offset {offset} of {region}, which is read-only")
             }
-            FaultKind::Conflict { region, offset, access, other, other_access } => {
+            FaultKind::Conflict {
+                region,
+                offset,
+                access,
+                other_thread,
+                same_threadgroup,
+                other_access,
+            } => {
+                let group = if *same_threadgroup { "the same" } else { "another" };
                 write!(
                     f,
-                    "{access:?} at offset {offset} of {region} conflicts with a {other_access:?} of "
-                )?;
-                match other.0 {
-                    Some(group) => write!(f, "thread {} of threadgroup {group:?}", other.1),
-                    None => write!(f, "thread {} of the same threadgroup", other.1),
-                }
+                    "{access:?} at offset {offset} of {region} conflicts with a {other_access:?} of \
+                     thread {other_thread} of {group} threadgroup"
+                )
             }
             FaultKind::BarrierDivergence { waiting, returned, other_line } => {
                 write!(f, "{waiting} threads wait at a barrier, {returned} have returned")?;

@@ -36,6 +36,7 @@ mod dispatch;
 mod error;
 mod library;
 mod memory;
+mod translate;
 
 pub use compiler::{CompileOptions, Compiler, Config};
 pub use dispatch::{Binding, Counters, Dispatch, Grid, RunOptions};

@@ -1,6 +1,13 @@
 //! Compiled sources, and their kernels with values for function constants.
 
-use crate::{Counters, Dispatch, DispatchError, FunctionError};
+mod launch;
+mod run;
+
+use std::sync::Arc;
+
+use crate::{CompileError, Counters, Dispatch, DispatchError, FunctionError};
+pub(crate) use run::Image;
+
 
 /// Kind of an argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -138,50 +145,124 @@ impl FunctionConstants {
 /// A compiled source. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Library {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     functions: Vec<FunctionInfo>,
+    /// For each function: indices that need not be bound.
+    optional: Vec<Vec<u32>>,
     constants: Vec<ConstantInfo>,
+    image: Image,
 }
 
 impl Library {
+    pub(crate) fn new(
+        functions: Vec<FunctionInfo>,
+        optional: Vec<Vec<u32>>,
+        constants: Vec<ConstantInfo>,
+        image: Image,
+    ) -> Result<Self, CompileError> {
+        Ok(Library { inner: Arc::new(Inner { functions, optional, constants, image }) })
+    }
+
     /// The kernels that were compiled.
     pub fn functions(&self) -> &[FunctionInfo] {
-        &self.functions
+        &self.inner.functions
     }
 
     /// The function constants of the source.
     pub fn constants(&self) -> &[ConstantInfo] {
-        &self.constants
+        &self.inner.constants
     }
 
     /// The kernel `name` with values for function constants. Compiles nothing: the constants are
     /// variables that are set when the function runs.
-    pub fn function(
-        &self,
-        name: &str,
-        constants: &FunctionConstants,
-    ) -> Result<Function, FunctionError> {
-        let _ = constants;
-        Err(FunctionError::NotFound { name: name.into(), known: Vec::new() })
+    pub fn function(&self, name: &str, constants: &FunctionConstants) -> Result<Function, FunctionError> {
+        let functions = &self.inner.functions;
+        let index = functions.iter().position(|f| f.name == name).ok_or_else(|| FunctionError::NotFound {
+            name: name.into(),
+            known: functions.iter().map(|f| f.name.clone()).collect(),
+        })?;
+        let mut values = vec![None; self.inner.constants.len()];
+        let by_index = constants.by_index.iter().map(|(index, value)| {
+            (self.inner.constants.iter().position(|c| c.index == *index), index.to_string(), *value)
+        });
+        let by_name = constants.by_name.iter().map(|(name, value)| {
+            (self.inner.constants.iter().position(|c| c.name == *name), name.clone(), *value)
+        });
+        for (at, asked, value) in by_index.chain(by_name) {
+            let at = at.ok_or(FunctionError::NoSuchConstant { index: asked })?;
+            let constant = &self.inner.constants[at];
+            if value.ty() != constant.ty {
+                return Err(FunctionError::ConstantType {
+                    index: constant.index,
+                    name: constant.name.clone(),
+                    expected: format!("{:?}", constant.ty),
+                    got: format!("{:?}", value.ty()),
+                });
+            }
+            values[at] = Some(value);
+        }
+        Ok(Function { library: self.inner.clone(), index, values: values.into() })
+    }
+}
+
+impl ConstantValue {
+    /// The type of the value.
+    pub fn ty(&self) -> ConstantType {
+        match self {
+            ConstantValue::Bool(_) => ConstantType::Bool,
+            ConstantValue::Char(_) => ConstantType::Char,
+            ConstantValue::UChar(_) => ConstantType::UChar,
+            ConstantValue::Short(_) => ConstantType::Short,
+            ConstantValue::UShort(_) => ConstantType::UShort,
+            ConstantValue::Int(_) => ConstantType::Int,
+            ConstantValue::UInt(_) => ConstantType::UInt,
+            ConstantValue::Long(_) => ConstantType::Long,
+            ConstantValue::ULong(_) => ConstantType::ULong,
+            ConstantValue::Half(_) => ConstantType::Half,
+            ConstantValue::Float(_) => ConstantType::Float,
+        }
+    }
+
+    /// The bytes of the value, low first, padded with zeros.
+    fn to_bytes(self) -> [u8; 8] {
+        match self {
+            ConstantValue::Bool(v) => u64::from(v),
+            ConstantValue::Char(v) => u64::from(v as u8),
+            ConstantValue::UChar(v) => u64::from(v),
+            ConstantValue::Short(v) => u64::from(v as u16),
+            ConstantValue::UShort(v) | ConstantValue::Half(v) => u64::from(v),
+            ConstantValue::Int(v) => u64::from(v as u32),
+            ConstantValue::UInt(v) => u64::from(v),
+            ConstantValue::Long(v) => v as u64,
+            ConstantValue::ULong(v) => v,
+            ConstantValue::Float(v) => u64::from(v.to_bits()),
+        }
+        .to_le_bytes()
     }
 }
 
 /// A kernel with values for its function constants. Clones share the library.
 #[derive(Clone, Debug)]
 pub struct Function {
-    info: FunctionInfo,
+    library: Arc<Inner>,
+    index: usize,
+    values: Arc<[Option<ConstantValue>]>,
 }
 
 impl Function {
     /// Name, arguments and limits.
     pub fn info(&self) -> &FunctionInfo {
-        &self.info
+        &self.library.functions[self.index]
     }
 
     /// Runs the kernel and waits for it. Every access is checked against the bounds of its memory;
     /// [`RunOptions`](crate::RunOptions) choose the other checks. Dispatches that share a buffer, or a
     /// library, wait for each other.
     pub fn dispatch(&self, dispatch: &Dispatch<'_>) -> Result<Counters, DispatchError> {
-        let _ = dispatch;
-        Err(DispatchError::Invalid { kernel: self.info.name.clone(), what: "not built".into() })
+        run::dispatch(self, dispatch)
     }
 }

@@ -1,0 +1,3 @@
+// One object for everything that kernels are linked with. Compiled without instrumentation.
+#include "checks.cpp"
+#include "fibers.cpp"
