@@ -1,11 +1,14 @@
 //! Matrix products: a simdgroup per rows of weights for few rows of inputs, tiles for many.
 
+use super::elementwise;
 use super::row_groups::GROUP;
-use crate::caps::SIMD_WIDTH;
+use crate::caps::{Caps, SIMD_WIDTH};
 use crate::dispatch::{Dispatch, Lowering, Missing};
 use crate::library::{ALIGNED, COMMON, FunctionConstant, Library, MSL_3_1, QUANT};
 use crate::view::View;
-use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, MatmulId, Precision};
+use kiln_core::ops::{
+    Activation, GatedMatmul, GeluMul, InputLayout, Matmul, MatmulId, Precision, SiluMul,
+};
 use kiln_core::{DType, KernelArgs, kernel_args};
 
 kernel_args! {
@@ -61,6 +64,20 @@ kernel_args! {
     }
 }
 
+kernel_args! {
+    /// Arguments of a product by the tensor units: strides in elements, in the 32 bits that tensors of
+    /// kernels have.
+    struct TensorArgs {
+        row_bytes: u64,
+        input_stride: i32,
+        output_stride: i32,
+        m: i32,
+        n: i32,
+        k: i32,
+        reserved: i32,
+    }
+}
+
 /// The input is `[H, m, D]`.
 const HEAD_MAJOR: FunctionConstant = FunctionConstant::flag("HEAD_MAJOR", 1);
 /// The weight is that of an expert.
@@ -82,6 +99,12 @@ const MAX_ROWS: usize = 4;
 
 /// Rows of the input and of the weight of a tile, and the values of them at a time.
 const TILE: [usize; 3] = [32, 64, 32];
+
+/// As [`TILE`], by the tensor units.
+const TENSOR_TILE: [usize; 3] = [128, 64, 32];
+
+/// The language version of the tensor API.
+const MSL_4_0: (u32, u32) = (4, 0);
 
 /// Threads that compute a tile.
 const TILE_THREADS: usize = 4 * SIMD_WIDTH;
@@ -109,6 +132,19 @@ pub(super) static MAT_MAT: Library = Library {
     version: MSL_3_1,
 };
 
+static TENSOR: Library = Library {
+    name: "mat_mat_tensor",
+    texts: &[COMMON, QUANT, include_str!("../../kernels/mat_mat_tensor.metal")],
+    arguments: TensorArgs::msl,
+    sizes: &[
+        ("TENSOR_M", TENSOR_TILE[0]),
+        ("TENSOR_N", TENSOR_TILE[1]),
+        ("TENSOR_K", TENSOR_TILE[2]),
+    ],
+    constants: &[],
+    version: MSL_4_0,
+};
+
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -116,11 +152,36 @@ enum Route {
     MatVec,
     /// Tiles of both, by simdgroup matrices.
     MatMat,
+    /// Larger tiles, by the tensor units.
+    Tensor,
 }
 
-/// The number of rows alone decides, so that a prompt in chunks takes the route of the whole.
-fn select(rows: usize) -> Route {
-    if rows <= MAT_VEC_MAX_ROWS { Route::MatVec } else { Route::MatMat }
+/// The number of rows decides between few and many, so that a prompt in chunks takes the route of the
+/// whole.
+fn select(rows: usize, tensor: bool) -> Route {
+    match rows {
+        0..=MAT_VEC_MAX_ROWS => Route::MatVec,
+        _ if tensor => Route::Tensor,
+        _ => Route::MatMat,
+    }
+}
+
+/// Whether the tensor units can take a product: the fast form of weights that become f16 in whole
+/// steps, on rows that can be described by 32 bits.
+fn fits_tensor(caps: &Caps, product: &Product) -> bool {
+    let [m, n, k] = product.dims();
+    let weight = product.weight.dtype();
+    let narrow = |value: u64| i32::try_from(value).is_ok();
+    caps.tensor_ops
+        && product.precision == Precision::Fast
+        && product.mode == Mode::Product
+        && !product.is_head_major()
+        && (weight.is_quantized() || weight == DType::F16)
+        && k.is_multiple_of(TENSOR_TILE[2])
+        && product.is_aligned()
+        && [m, n, k].into_iter().all(|extent| narrow(extent as u64))
+        && narrow(product.input.stride(0))
+        && narrow(product.output.stride(0))
 }
 
 /// Rows of weights of a simdgroup, and simdgroups of a threadgroup: what fits in registers beside
@@ -267,10 +328,34 @@ impl Product<'_> {
         )
     }
 
+    fn tensor(&self, lowering: &mut Lowering) -> Result<(), Missing> {
+        let [m, n, k] = self.dims();
+        let arguments = TensorArgs {
+            row_bytes: self.weight.stride_bytes(0) as u64,
+            input_stride: self.input.stride(0) as i32,
+            output_stride: self.output.stride(0) as i32,
+            m: m as i32,
+            n: n as i32,
+            k: k as i32,
+            reserved: 0,
+        };
+        let [tile_m, tile_n, _] = TENSOR_TILE;
+        let name = format!("mat_mat_tensor_{}_{}", self.weight.dtype(), self.input.dtype());
+        lowering.dispatch(
+            Dispatch::new(&TENSOR, name)
+                .arguments(&arguments)
+                .read(self.input)
+                .read(self.weight)
+                .write(self.output)
+                .grid([m.div_ceil(tile_m), n.div_ceil(tile_n), 1], [TILE_THREADS, 1, 1]),
+        )
+    }
+
     fn lower(&self, lowering: &mut Lowering) -> Result<(), Missing> {
-        match select(self.output.extent(0)) {
+        match select(self.output.extent(0), fits_tensor(lowering.caps, self)) {
             Route::MatVec => self.mat_vec(lowering),
             Route::MatMat => self.mat_mat(lowering),
+            Route::Tensor => self.tensor(lowering),
         }
     }
 }
@@ -330,13 +415,30 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) -> R
         mode,
         activation: *activation,
     };
-    if gate.dtype() == up.dtype() {
+    let tensor = |weight| {
+        let product = product(weight, None, output, Mode::Product);
+        fits_tensor(lowering.caps, &product) && output.extent(0) > MAT_VEC_MAX_ROWS
+    };
+    // Where one half takes the tensor units, both are products of their own, with the bits of those.
+    let tensors = tensor(gate) || tensor(up);
+    if gate.dtype() == up.dtype() && !tensors {
         return product(gate, Some(up), output, Mode::Gated).lower(lowering);
     }
     let [m, n] = [output.extent(0), output.extent(1)];
     let values = lowering.workspace(DType::F32, m * n);
     let gated = View::contiguous(values.memory(), values.offset(), DType::F32, [m, n]);
     product(gate, None, &gated, Mode::Product).lower(lowering)?;
+    if tensors {
+        product(up, None, output, Mode::Product).lower(lowering)?;
+        lowering.barrier();
+        let (gate, up) = (gated, *output);
+        return match activation {
+            Activation::Silu => elementwise::silu_mul(&SiluMul { gate, up, output: up }, lowering),
+            Activation::GeluTanh => {
+                elementwise::gelu_mul(&GeluMul { gate, up, output: up }, lowering)
+            }
+        };
+    }
     lowering.barrier();
     product(up, Some(&gated), output, Mode::Up).lower(lowering)
 }
@@ -356,9 +458,9 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) -> Result<
     let [m, top_k] = [op.ids.extent(0), op.ids.extent(1)];
     let [experts, n, k] = [op.weight.extent(0), op.weight.extent(1), op.weight.extent(2)];
     let routed = Routed { op, m, top_k, experts, n, k };
-    match select(m) {
+    match select(m, false) {
         Route::MatVec => routed.mat_vec(lowering),
-        Route::MatMat => routed.mat_mat(lowering),
+        Route::MatMat | Route::Tensor => routed.mat_mat(lowering),
     }
 }
 
@@ -470,5 +572,137 @@ impl Routed<'_> {
             .flag(GELU, false)
             .constant(MODE, Mode::Product as u32)
             .flag(ROUTED, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::Memory;
+
+    fn view(memory: usize, dtype: DType, shape: impl Into<kiln_core::Shape>) -> View {
+        View::contiguous(Memory::Buffer(memory), 0, dtype, shape)
+    }
+
+    fn product(m: usize, weight: DType, precision: Precision) -> Matmul<View> {
+        Matmul {
+            input: view(0, DType::F32, [m, 512]),
+            weight: view(1, weight, [100, 512]),
+            output: view(2, DType::F32, [m, 100]),
+            input_layout: InputLayout::RowMajor,
+            precision,
+        }
+    }
+
+    fn lowered(op: &Matmul<View>, caps: &Caps) -> Dispatch {
+        let mut lowering = Lowering::new(caps);
+        matmul(op, &mut lowering).unwrap();
+        assert_eq!(lowering.phases.len(), 1);
+        lowering.phases[0][0].clone()
+    }
+
+    fn value(dispatch: &Dispatch, constant: FunctionConstant) -> u32 {
+        dispatch.kernel.constants.iter().find(|(c, _)| *c == constant).unwrap().1
+    }
+
+    const TENSOR_CAPS: Caps = Caps { tensor_ops: true, ..Caps::APPLE7 };
+
+    #[test]
+    fn few_rows_are_columns_of_a_mat_vec() {
+        for m in [1, 7, MAT_VEC_MAX_ROWS] {
+            let op = product(m, DType::Q4_0, Precision::Fast);
+            let dispatch = lowered(&op, &TENSOR_CAPS);
+            assert_eq!(dispatch.kernel.function, "mat_vec_q4_0_f32");
+            assert_eq!(value(&dispatch, COLUMNS), m as u32);
+            let rows = if m > 4 { 2 } else { 4 };
+            assert_eq!(value(&dispatch, ROWS), rows);
+            assert_eq!(dispatch.threadgroups, [100usize.div_ceil(2 * rows as usize), 1, 1]);
+            assert_eq!(dispatch.threads, [64, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn many_rows_are_tiles() {
+        let m = MAT_VEC_MAX_ROWS + 1;
+        let fast = lowered(&product(m, DType::Q4K, Precision::Fast), &Caps::APPLE7);
+        assert_eq!(fast.kernel.function, "mat_mat_q4_k_f32");
+        assert_eq!((fast.threadgroups, fast.threads), ([1, 2, 1], [128, 1, 1]));
+        assert_eq!(fast.threadgroup_memory, 8 << 10);
+        let exact = lowered(&product(65, DType::Q4K, Precision::Exact), &Caps::APPLE7);
+        assert_eq!(exact.kernel.function, "mat_mat_q4_k_exact_f32");
+        assert_eq!((exact.threadgroups, exact.threadgroup_memory), ([3, 2, 1], 12 << 10));
+        let plain = lowered(&product(m, DType::BF16, Precision::Exact), &Caps::APPLE7);
+        assert_eq!(plain.kernel.function, "mat_mat_bf16_f32");
+    }
+
+    #[test]
+    fn the_tensor_units_take_what_becomes_f16() {
+        let name = |weight, precision| {
+            lowered(&product(33, weight, precision), &TENSOR_CAPS).kernel.function
+        };
+        assert_eq!(name(DType::Q6K, Precision::Fast), "mat_mat_tensor_q6_k_f32");
+        assert_eq!(name(DType::F16, Precision::Fast), "mat_mat_tensor_f16_f32");
+        assert_eq!(name(DType::Q6K, Precision::Exact), "mat_mat_q6_k_exact_f32");
+        assert_eq!(name(DType::BF16, Precision::Fast), "mat_mat_bf16_f32");
+        let mut by_head = product(33, DType::Q6K, Precision::Fast);
+        by_head.input = view(0, DType::F32, [4, 33, 128]);
+        by_head.input_layout = InputLayout::HeadMajor;
+        assert_eq!(lowered(&by_head, &TENSOR_CAPS).kernel.function, "mat_mat_q6_k_f32");
+    }
+
+    #[test]
+    fn every_tile_fits_in_threadgroup_memory() {
+        for weight in DType::WEIGHTS {
+            for precision in [Precision::Fast, Precision::Exact] {
+                for mode in [Mode::Product, Mode::Gated, Mode::Up] {
+                    let bytes = tile_bytes(weight, precision, mode);
+                    assert!(bytes <= Caps::APPLE7.threadgroup_memory, "{weight} {mode:?}");
+                }
+                let rows = (1..=MAT_VEC_MAX_ROWS).map(|m| mat_vec_shape(weight, m, Mode::Product));
+                assert!(rows.into_iter().all(|[rows, _]| (1..=MAX_ROWS).contains(&rows)));
+            }
+        }
+    }
+
+    fn gated(caps: &Caps, m: usize, up: DType) -> Vec<Vec<String>> {
+        let op = GatedMatmul {
+            input: view(0, DType::F32, [m, 512]),
+            gate: view(1, DType::Q4K, [100, 512]),
+            up: view(2, up, [100, 512]),
+            output: view(3, DType::F32, [m, 100]),
+            activation: Activation::Silu,
+            precision: Precision::Fast,
+        };
+        let mut lowering = Lowering::new(caps);
+        gated_matmul(&op, &mut lowering).unwrap();
+        let names = |phase: Vec<Dispatch>| phase.into_iter().map(|d| d.kernel.function).collect();
+        lowering.phases.into_iter().map(names).collect()
+    }
+
+    #[test]
+    fn a_gated_product_of_one_type_is_one_dispatch() {
+        assert_eq!(gated(&Caps::APPLE7, 1, DType::Q4K), [["mat_vec_q4_k_f32"]]);
+        assert_eq!(gated(&Caps::APPLE7, 9, DType::Q4K), [["mat_mat_q4_k_f32"]]);
+        let two = [["mat_mat_q4_k_f32"], ["mat_mat_q6_k_f32"]];
+        assert_eq!(gated(&Caps::APPLE7, 9, DType::Q6K), two);
+        let tensors = gated(&TENSOR_CAPS, 9, DType::Q4K);
+        assert_eq!(tensors[0], ["mat_mat_tensor_q4_k_f32"; 2]);
+        assert_eq!(tensors[1], ["silu_mul_f32"]);
+    }
+
+    #[test]
+    fn many_routed_rows_are_grouped_by_expert_first() {
+        let op = MatmulId {
+            input: view(0, DType::F32, [40, 512]),
+            weight: view(1, DType::Q4K, [5, 100, 512]),
+            ids: view(2, DType::U32, [40, 2]),
+            output: view(3, DType::F32, [40, 2, 100]),
+            precision: Precision::Fast,
+        };
+        let mut lowering = Lowering::new(&Caps::APPLE7);
+        matmul_id(&op, &mut lowering).unwrap();
+        assert_eq!(lowering.phases[0][0].kernel.function, "expert_tiles");
+        // 80 slots in two full tiles, one that is not for each expert, one of slots without.
+        assert_eq!(lowering.phases[1][0].threadgroups, [2 + 5 + 1, 2, 1]);
     }
 }
