@@ -108,7 +108,11 @@ impl Compiler {
     /// # Errors
     ///
     /// As [`Compiler::compile`], and [`CompileError::NoSuchFunction`].
-    pub fn compile_with(&self, source: &str, options: &CompileOptions) -> Result<Library, CompileError> {
+    pub fn compile_with(
+        &self,
+        source: &str,
+        options: &CompileOptions,
+    ) -> Result<Library, CompileError> {
         let flags = self.flags();
         let common = self.key(&flags, &[]);
         let macros = format!("{:?}", options.macros);
@@ -118,7 +122,8 @@ impl Compiler {
         let (root, folder) = match &self.config.cache {
             Some(root) => (root.clone(), None),
             None => {
-                let folder = tempfile::tempdir().map_err(|e| process::io("making a temporary folder", e))?;
+                let folder =
+                    tempfile::tempdir().map_err(|e| process::io("making a temporary folder", e))?;
                 (folder.path().to_path_buf(), Some(folder))
             }
         };
@@ -153,15 +158,35 @@ impl Compiler {
 
     /// Flags for kernels and runtime alike.
     fn flags(&self) -> Vec<String> {
-        let mut flags: Vec<String> = ["-std=gnu++17", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off",
-            "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fvisibility=hidden",
-            "-fno-stack-protector", "-fno-threadsafe-statics", "-fwrapv", "-fcf-protection=none", "-w", "-g1"]
-            .map(String::from)
-            .to_vec();
+        let mut flags: Vec<String> = [
+            "-std=gnu++17",
+            "-fPIC",
+            "-fno-exceptions",
+            "-fno-rtti",
+            "-ffp-contract=off",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-fno-strict-aliasing",
+            "-fvisibility=hidden",
+            "-fno-stack-protector",
+            "-fno-threadsafe-statics",
+            "-fwrapv",
+            "-fcf-protection=none",
+            "-w",
+            "-g1",
+        ]
+        .map(String::from)
+        .to_vec();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2") {
-                flags.extend(["-mf16c", "-mfma", "-mavx2", "-mbmi2", "-mlzcnt", "-mpopcnt"].map(String::from));
+            if is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("avx2")
+            {
+                flags.extend(
+                    ["-mf16c", "-mfma", "-mavx2", "-mbmi2", "-mlzcnt", "-mpopcnt"]
+                        .map(String::from),
+                );
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -171,15 +196,21 @@ impl Compiler {
 
     /// Flags that put a callback before every access of a kernel.
     fn kernel_flags(&self) -> Vec<String> {
-        let mut flags = vec![format!("-O{}", self.config.optimization.min(3)), "-fsanitize=thread".into()];
+        let mut flags =
+            vec![format!("-O{}", self.config.optimization.min(3)), "-fsanitize=thread".into()];
         if self.version.contains("clang") {
             flags.extend(
-                ["-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-builtin-memcpy"].map(String::from),
+                ["-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-builtin-memcpy"]
+                    .map(String::from),
             );
         } else {
             flags.extend(
-                ["--param=tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns", "-fexcess-precision=16"]
-                    .map(String::from),
+                [
+                    "--param=tsan-instrument-func-entry-exit=0",
+                    "-fno-tree-loop-distribute-patterns",
+                    "-fexcess-precision=16",
+                ]
+                .map(String::from),
             );
         }
         flags
@@ -204,8 +235,10 @@ impl Compiler {
         if tools.join("runtime.o").exists() {
             return Ok(tools);
         }
-        std::fs::create_dir_all(root).map_err(|e| process::io(&format!("making {}", root.display()), e))?;
-        let fresh = tempfile::tempdir_in(root).map_err(|e| process::io("making a folder in the cache", e))?;
+        std::fs::create_dir_all(root)
+            .map_err(|e| process::io(&format!("making {}", root.display()), e))?;
+        let fresh = tempfile::tempdir_in(root)
+            .map_err(|e| process::io("making a folder in the cache", e))?;
         for (name, text) in SHIM.iter().chain(&RUNTIME) {
             process::write(fresh.path(), &fresh.path().join(name), text.as_bytes())?;
         }
@@ -224,10 +257,22 @@ impl Compiler {
     }
 
     fn preprocess(&self, source: &str, options: &CompileOptions) -> Result<String, CompileError> {
-        let mut arguments: Vec<String> = ["-E", "-x", "c++", "-std=gnu++17", "-undef", "-nostdinc", "-w",
-            "-D__METAL__=1", "-D__METAL_VERSION__=310", "-D__METAL_MACOS__=1", "-D__HAVE_BFLOAT__=1", "-D__clang__=1"]
-            .map(String::from)
-            .to_vec();
+        let mut arguments: Vec<String> = [
+            "-E",
+            "-x",
+            "c++",
+            "-std=gnu++17",
+            "-undef",
+            "-nostdinc",
+            "-w",
+            "-D__METAL__=1",
+            "-D__METAL_VERSION__=310",
+            "-D__METAL_MACOS__=1",
+            "-D__HAVE_BFLOAT__=1",
+            "-D__clang__=1",
+        ]
+        .map(String::from)
+        .to_vec();
         arguments.extend(options.macros.iter().map(|(name, value)| format!("-D{name}={value}")));
         arguments.push("-".into());
         self.start(&arguments, Some(&translate::prepare(source)))
@@ -241,16 +286,22 @@ impl Compiler {
         flags: &[String],
         translation: &Translation,
     ) -> Result<(), CompileError> {
-        let fresh = tempfile::tempdir_in(root).map_err(|e| process::io("making a folder in the cache", e))?;
+        let fresh = tempfile::tempdir_in(root)
+            .map_err(|e| process::io("making a folder in the cache", e))?;
         let at = |name: &str| fresh.path().join(name).to_string_lossy().into_owned();
-        process::write(fresh.path(), &fresh.path().join("kernel.cpp"), translation.code.as_bytes())?;
+        process::write(
+            fresh.path(),
+            &fresh.path().join("kernel.cpp"),
+            translation.code.as_bytes(),
+        )?;
         let mut arguments = flags.to_vec();
         arguments.extend(self.kernel_flags());
         arguments.push(format!("-I{}", tools.display()));
         arguments.extend(["-c", "-o"].map(String::from));
         arguments.extend([at("kernel.o"), at("kernel.cpp")]);
         self.start(&arguments, None)?;
-        let mut arguments: Vec<String> = ["-shared", "-fPIC", "-Wl,-z,defs", "-o"].map(String::from).to_vec();
+        let mut arguments: Vec<String> =
+            ["-shared", "-fPIC", "-Wl,-z,defs", "-o"].map(String::from).to_vec();
         arguments.extend([at("library.so"), at("kernel.o")]);
         arguments.push(tools.join("runtime.o").to_string_lossy().into_owned());
         arguments.extend(["-lm".into(), "-Wl,--build-id=none".into()]);

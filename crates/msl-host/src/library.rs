@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::{CompileError, Counters, Dispatch, DispatchError, FunctionError};
 pub(crate) use run::Image;
 
-
 /// Kind of an argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ArgumentKind {
@@ -179,11 +178,17 @@ impl Library {
 
     /// The kernel `name` with values for function constants. Compiles nothing: the constants are
     /// variables that are set when the function runs.
-    pub fn function(&self, name: &str, constants: &FunctionConstants) -> Result<Function, FunctionError> {
+    pub fn function(
+        &self,
+        name: &str,
+        constants: &FunctionConstants,
+    ) -> Result<Function, FunctionError> {
         let functions = &self.inner.functions;
-        let index = functions.iter().position(|f| f.name == name).ok_or_else(|| FunctionError::NotFound {
-            name: name.into(),
-            known: functions.iter().map(|f| f.name.clone()).collect(),
+        let index = functions.iter().position(|f| f.name == name).ok_or_else(|| {
+            FunctionError::NotFound {
+                name: name.into(),
+                known: functions.iter().map(|f| f.name.clone()).collect(),
+            }
         })?;
         let mut values = vec![None; self.inner.constants.len()];
         let by_index = constants.by_index.iter().map(|(index, value)| {

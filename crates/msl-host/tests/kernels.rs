@@ -36,7 +36,13 @@ fn saxpy_runs_and_its_counters_are_exact() {
 }
 
 /// Runs a kernel with one output of `count` floats at index 0 and the inputs after it.
-fn floats(source: &str, name: &str, count: usize, inputs: &[&Buffer], dispatch: Dispatch<'_>) -> Vec<f32> {
+fn floats(
+    source: &str,
+    name: &str,
+    count: usize,
+    inputs: &[&Buffer],
+    dispatch: Dispatch<'_>,
+) -> Vec<f32> {
     let library = compile(source);
     let out = Buffer::new(count * 4).unwrap();
     let mut dispatch = dispatch;

@@ -4,8 +4,8 @@ mod common;
 
 use common::{compile, compiler, run};
 use msl_host::{
-    AccessKind, Binding, Buffer, CompileError, ConstantValue, Dispatch, DispatchError, Fault, FaultKind,
-    FunctionConstants, FunctionError, Region, RunOptions,
+    AccessKind, Binding, Buffer, CompileError, ConstantValue, Dispatch, DispatchError, Fault,
+    FaultKind, FunctionConstants, FunctionError, Region, RunOptions,
 };
 
 fn fault(result: Result<msl_host::Counters, DispatchError>) -> Fault {
@@ -34,7 +34,14 @@ kernel void norm(device const float *x [[buffer(0)]], device float *y [[buffer(1
     for (uint i = t; i < d; i += n) y[row * d + i] = x[row * d + i] * rsqrt(0.5f * total / d + 1e-6f);
 }";
 
-fn norm(source: &str, seed: u64, scratch: usize, d: u32, rows: u32, allocated: u32) -> Result<msl_host::Counters, DispatchError> {
+fn norm(
+    source: &str,
+    seed: u64,
+    scratch: usize,
+    d: u32,
+    rows: u32,
+    allocated: u32,
+) -> Result<msl_host::Counters, DispatchError> {
     let library = compile(source);
     let x = Buffer::from_slice(&vec![1.0f32; (allocated * d) as usize]).unwrap();
     let y = Buffer::new((allocated * d * 4) as usize).unwrap();
@@ -92,7 +99,10 @@ fn a_row_too_many_is_out_of_bounds() {
     let found = fault(norm(NORM, 0, 64, 512, 4, 3));
     assert_eq!(found.threadgroup, [3, 0, 0]);
     assert!(
-        matches!(found.kind, FaultKind::OutOfBounds { region: Region::Buffer(0), offset: 6144, size: 6144, .. }),
+        matches!(
+            found.kind,
+            FaultKind::OutOfBounds { region: Region::Buffer(0), offset: 6144, size: 6144, .. }
+        ),
         "{found}"
     );
 }
@@ -109,7 +119,10 @@ fn an_output_that_is_not_written_is_known() {
     run(&library, "first", &FunctionConstants::new(), dispatch.clone()).unwrap();
     assert_eq!(y.first_unwritten(0, 32), Some(12));
     let found = fault(run(&library, "second", &FunctionConstants::new(), dispatch));
-    assert_eq!(found.kind, FaultKind::UnwrittenRead { region: Region::Buffer(0), offset: 12, bytes: 4 });
+    assert_eq!(
+        found.kind,
+        FaultKind::UnwrittenRead { region: Region::Buffer(0), offset: 12, bytes: 4 }
+    );
     assert_eq!(found.thread, [3, 0, 0]);
 }
 
@@ -125,7 +138,10 @@ fn divergence_at_a_barrier_is_reported() {
     let y = Buffer::new(128).unwrap();
     let dispatch = Dispatch::threads([32, 1, 1], [32, 1, 1]).bind(Binding::buffer(0, &y, 0));
     let found = fault(run(&library, "half_of_them", &FunctionConstants::new(), dispatch.clone()));
-    assert_eq!(found.kind, FaultKind::BarrierDivergence { waiting: 16, returned: 16, other_line: None });
+    assert_eq!(
+        found.kind,
+        FaultKind::BarrierDivergence { waiting: 16, returned: 16, other_line: None }
+    );
     assert_eq!(found.line, Some(3));
     let options = RunOptions { exited_threads_leave_barriers: true, ..RunOptions::default() };
     run(&library, "half_of_them", &FunctionConstants::new(), dispatch.options(options)).unwrap();
@@ -145,7 +161,10 @@ fn traps_timeouts_and_races_between_threadgroups() {
     let found = fault(run(&library, "divide", &constants, dispatch(1)));
     assert_eq!((found.kind, found.line), (FaultKind::Trap { signal: 8 }, Some(2)));
     let options = RunOptions { budget: 1000, ..RunOptions::default() };
-    assert_eq!(fault(run(&library, "forever", &constants, dispatch(1).options(options))).kind, FaultKind::Timeout);
+    assert_eq!(
+        fault(run(&library, "forever", &constants, dispatch(1).options(options))).kind,
+        FaultKind::Timeout
+    );
     let found = fault(run(&library, "same", &constants, dispatch(2)));
     assert!(matches!(found.kind, FaultKind::Conflict { same_threadgroup: false, .. }), "{found}");
 }

@@ -132,7 +132,7 @@ pub(super) static MAT_MAT: Library = Library {
     version: MSL_3_1,
 };
 
-static TENSOR: Library = Library {
+pub(super) static TENSOR: Library = Library {
     name: "mat_mat_tensor",
     texts: &[COMMON, QUANT, include_str!("../../kernels/mat_mat_tensor.metal")],
     arguments: TensorArgs::msl,

@@ -89,6 +89,7 @@ pub(crate) const LIBRARIES: &[&Library] = &[
     &kv_cache::LIBRARY,
     &matmul::MAT_MAT,
     &matmul::MAT_VEC,
+    &matmul::TENSOR,
     &moe::LIBRARY,
     &norms::LIBRARY,
     &rows::LIBRARY,

@@ -63,7 +63,10 @@ fn diagnostics(log: &str) -> Vec<Diagnostic> {
     for line in log.lines() {
         let Some(at) = line.find("error: ") else { continue };
         let place = &line[..at];
-        let number = place.strip_prefix("msl:").and_then(|p| p.split(':').next()).and_then(|n| n.parse().ok());
+        let number = place
+            .strip_prefix("msl:")
+            .and_then(|p| p.split(':').next())
+            .and_then(|n| n.parse().ok());
         found.push(Diagnostic { line: number.unwrap_or(0), message: line[at + 7..].to_string() });
     }
     found
@@ -80,7 +83,8 @@ impl Hash {
     /// Adds a text and its end.
     pub(super) fn add(&mut self, text: &str) {
         for byte in text.bytes().chain([0xff]) {
-            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+            self.0 =
+                (self.0 ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
         }
     }
 

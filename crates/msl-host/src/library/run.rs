@@ -42,7 +42,10 @@ struct RawConstant {
 
 impl Image {
     /// Loads the library at `path` and reads its tables.
-    pub(crate) fn load(path: &Path, folder: Option<tempfile::TempDir>) -> Result<Self, CompileError> {
+    pub(crate) fn load(
+        path: &Path,
+        folder: Option<tempfile::TempDir>,
+    ) -> Result<Self, CompileError> {
         let load = |error: libloading::Error| CompileError::Load(error.to_string());
         // SAFETY: the file was written by this crate's compiler from the shim and the runtime; it has no
         // initialisers but those of the kernel's constants.
@@ -55,8 +58,12 @@ impl Image {
                 *library.get::<unsafe extern "C" fn()>(b"msl_derive_constants\0").map_err(load)?,
                 *library.get::<*const usize>(b"msl_entries\0").map_err(load)?,
                 *library.get::<*const RawConstant>(b"msl_constants\0").map_err(load)?,
-                library.get::<unsafe extern "C" fn() -> u64>(b"msl_worker_bytes\0").map_err(load)?(),
-                library.get::<unsafe extern "C" fn() -> u64>(b"msl_launch_bytes\0").map_err(load)?(),
+                library
+                    .get::<unsafe extern "C" fn() -> u64>(b"msl_worker_bytes\0")
+                    .map_err(load)?(),
+                library
+                    .get::<unsafe extern "C" fn() -> u64>(b"msl_launch_bytes\0")
+                    .map_err(load)?(),
             )
         };
         if launch_bytes as usize != size_of::<Launch>() {
@@ -90,7 +97,10 @@ impl Image {
 /// Counts the epochs of the conflict detector: low 32 bits are a stamp, high bits a generation.
 static STAMPS: AtomicU64 = AtomicU64::new(1);
 
-pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<Counters, DispatchError> {
+pub(super) fn dispatch(
+    function: &Function,
+    dispatch: &Dispatch<'_>,
+) -> Result<Counters, DispatchError> {
     let info = function.info();
     let image = &function.library.image;
     let options = &dispatch.options;
@@ -99,25 +109,30 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
     let per_group: u64 = nominal.iter().map(|&n| u64::from(n)).product();
     let limit = u64::from(info.max_threads.unwrap_or(1024)).min(1024);
     if per_group == 0 || per_group > limit || nominal.iter().any(|&n| n > 1024) {
-        return Err(invalid(format!("{nominal:?} threads per threadgroup; 1 to {limit} are allowed")));
+        return Err(invalid(format!(
+            "{nominal:?} threads per threadgroup; 1 to {limit} are allowed"
+        )));
     }
     let (groups, threads) = match dispatch.grid {
         Grid::Threadgroups(groups) => {
             let mut threads = [0; 3];
             for axis in 0..3 {
-                threads[axis] = groups[axis]
-                    .checked_mul(nominal[axis])
-                    .ok_or_else(|| invalid(format!("a grid of {groups:?} threadgroups is too large")))?;
+                threads[axis] = groups[axis].checked_mul(nominal[axis]).ok_or_else(|| {
+                    invalid(format!("a grid of {groups:?} threadgroups is too large"))
+                })?;
             }
             (groups, threads)
         }
-        Grid::Threads(threads) => (std::array::from_fn(|a| threads[a].div_ceil(nominal[a])), threads),
+        Grid::Threads(threads) => {
+            (std::array::from_fn(|a| threads[a].div_ceil(nominal[a])), threads)
+        }
     };
     let mut shared = [0u64; INDICES];
     for &(index, bytes) in &dispatch.threadgroup_memory {
         *shared
             .get_mut(index as usize)
-            .ok_or_else(|| invalid(format!("threadgroup memory {index}; indices are 0 to 30")))? = bytes as u64;
+            .ok_or_else(|| invalid(format!("threadgroup memory {index}; indices are 0 to 30")))? =
+            bytes as u64;
     }
     let total: u64 = shared.iter().map(|bytes| bytes.next_multiple_of(16)).sum();
     if total > options.threadgroup_memory_limit.min(1 << 19) {
@@ -186,7 +201,8 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
     let mut regions: Vec<Region> = Vec::with_capacity(dispatch.bindings.len());
     let mut bytes_used = 0;
     let writes = |index: u32| {
-        let argument = info.arguments.iter().find(|a| a.index == index && a.kind != ArgumentKind::Threadgroup);
+        let argument =
+            info.arguments.iter().find(|a| a.index == index && a.kind != ArgumentKind::Threadgroup);
         matches!(argument.map(|a| a.kind), Some(ArgumentKind::Device { read_only: false }))
     };
     for (buffer, state) in buffers.iter().zip(&mut states) {
@@ -194,7 +210,9 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
             .bindings
             .iter()
             .filter_map(|b| match b {
-                Binding::Buffer { index, buffer: b, .. } if b.identity() == buffer.identity() => Some(*index),
+                Binding::Buffer { index, buffer: b, .. } if b.identity() == buffer.identity() => {
+                    Some(*index)
+                }
                 _ => None,
             })
             .collect();
@@ -209,7 +227,10 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
             }
         }
         let cells = options.detect_conflicts && writable && !buffer.is_read_only();
-        let constant = info.arguments.iter().any(|a| a.kind == ArgumentKind::Constant && a.index == bindings[0]);
+        let constant = info
+            .arguments
+            .iter()
+            .any(|a| a.kind == ArgumentKind::Constant && a.index == bindings[0]);
         regions.push(Region {
             base: buffer.address(),
             size: buffer.len() as u64,
@@ -237,7 +258,10 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
             }
             Binding::Bytes { index, data } => {
                 if data.len() > workspace::BYTES_EACH {
-                    return Err(invalid(format!("{} bytes at index {index}; at most 4096", data.len())));
+                    return Err(invalid(format!(
+                        "{} bytes at index {index}; at most 4096",
+                        data.len()
+                    )));
                 }
                 let base = spaces[0].bytes(bytes_used);
                 bytes_used += 1;
@@ -247,7 +271,10 @@ pub(super) fn dispatch(function: &Function, dispatch: &Dispatch<'_>) -> Result<C
                     base.add(data.len()).write_bytes(POISON, 16);
                 }
                 pointers[*index as usize] = base;
-                let constant = info.arguments.iter().any(|a| a.index == *index && a.kind == ArgumentKind::Constant);
+                let constant = info
+                    .arguments
+                    .iter()
+                    .any(|a| a.index == *index && a.kind == ArgumentKind::Constant);
                 regions.push(Region {
                     base,
                     size: data.len() as u64,

@@ -24,10 +24,13 @@ impl<'a> Translator<'_, 'a> {
             let linkage = header.len() == 2 && header[0].is("extern");
             if opens && (namespace || linkage) {
                 self.copy(at, body + 1)?;
-                let name = header.iter().rev().find(|t| t.kind == Kind::Ident && !t.is("namespace"));
+                let name =
+                    header.iter().rev().find(|t| t.kind == Kind::Ident && !t.is("namespace"));
                 let depth = self.namespaces.len();
                 if let (true, Some(name)) = (namespace, name) {
-                    let names = header.iter().filter(|t| t.kind == Kind::Ident && !t.is("namespace") && !t.is("inline"));
+                    let names = header
+                        .iter()
+                        .filter(|t| t.kind == Kind::Ident && !t.is("namespace") && !t.is("inline"));
                     let all: Vec<String> = names.map(|t| t.text.to_string()).collect();
                     let _ = name;
                     self.namespaces.extend(all);
@@ -68,7 +71,13 @@ impl<'a> Translator<'_, 'a> {
         to
     }
 
-    fn declaration(&mut self, at: usize, body: usize, end: usize, opens: bool) -> Result<(), CompileError> {
+    fn declaration(
+        &mut self,
+        at: usize,
+        body: usize,
+        end: usize,
+        opens: bool,
+    ) -> Result<(), CompileError> {
         let tokens = self.tokens;
         let (mut plain, mut list, mut i) = (Vec::new(), Vec::new(), at);
         while i < body {
@@ -95,16 +104,22 @@ impl<'a> Translator<'_, 'a> {
             .iter()
             .find(|a| a.name == "max_total_threads_per_threadgroup")
             .and_then(|a| a.argument.parse().ok());
-        let open = plain.iter().copied().find(|&i| tokens[i].is("(") && !tokens[i - 1].is("decltype"));
+        let open =
+            plain.iter().copied().find(|&i| tokens[i].is("(") && !tokens[i - 1].is("decltype"));
         if instantiation && (is_kernel || host_name.is_some()) {
-            return self.instantiation(at, body, host_name.map(|a| a.argument.trim_matches('"').to_string()));
+            return self.instantiation(
+                at,
+                body,
+                host_name.map(|a| a.argument.trim_matches('"').to_string()),
+            );
         }
         if let (true, true, Some(open)) = (is_kernel, opens, open) {
             let name = tokens[open - 1].text;
             let parameters = kernel::parameters(&tokens[open + 1..after_group(tokens, open) - 1])?;
             if !template && list.iter().all(|a| a.name != "host_name") || host_name.is_some() {
                 self.copy(at, end)?;
-                let host = host_name.map_or(name.to_string(), |a| a.argument.trim_matches('"').to_string());
+                let host = host_name
+                    .map_or(name.to_string(), |a| a.argument.trim_matches('"').to_string());
                 self.entry(host, name, &parameters, max_threads, tokens[open - 1].line);
             } else {
                 self.copy(at, end)?;
@@ -114,10 +129,20 @@ impl<'a> Translator<'_, 'a> {
         }
         let constant = plain.iter().any(|&i| tokens[i].is("constant"));
         let pointer = plain.iter().any(|&i| tokens[i].is("*") || tokens[i].is("&"));
-        if constant && !opens && !template && open_before_value(tokens, &plain).is_none() && !has("using") && !has("typedef") {
+        if constant
+            && !opens
+            && !template
+            && open_before_value(tokens, &plain).is_none()
+            && !has("using")
+            && !has("typedef")
+        {
             return self.program_constant(at, body, &list, pointer);
         }
-        if opens && open.is_some() && !template_specialisation(tokens, at) && self.repeated(at, body) {
+        if opens
+            && open.is_some()
+            && !template_specialisation(tokens, at)
+            && self.repeated(at, body)
+        {
             return Ok(());
         }
         self.copy(at, end)
@@ -137,7 +162,12 @@ impl<'a> Translator<'_, 'a> {
         !self.seen.insert(key)
     }
 
-    fn instantiation(&mut self, at: usize, body: usize, host_name: Option<String>) -> Result<(), CompileError> {
+    fn instantiation(
+        &mut self,
+        at: usize,
+        body: usize,
+        host_name: Option<String>,
+    ) -> Result<(), CompileError> {
         let tokens = self.tokens;
         let line = tokens[at].line;
         let broken = |message: &str| CompileError::Syntax { line, message: message.into() };
@@ -166,8 +196,12 @@ impl<'a> Translator<'_, 'a> {
         let Some((name, next)) = declarator else {
             return Err(broken("an instantiation names no kernel"));
         };
-        let Some((mut parameters, max_threads)) = self.templates.get(tokens[name].text).cloned() else {
-            return Err(broken(&format!("`{}` is not a kernel template defined above", tokens[name].text)));
+        let Some((mut parameters, max_threads)) = self.templates.get(tokens[name].text).cloned()
+        else {
+            return Err(broken(&format!(
+                "`{}` is not a kernel template defined above",
+                tokens[name].text
+            )));
         };
         if next < body && tokens[next].is("(") {
             let own = &tokens[next + 1..after_group(tokens, next) - 1];
@@ -208,15 +242,18 @@ impl<'a> Translator<'_, 'a> {
                 break;
             }
             constexpr |= tokens[i].is("constexpr");
-            if !matches!(tokens[i].text, "constant" | "static" | "const" | "constexpr" | "inline" | "device" | "extern")
-            {
+            if !matches!(
+                tokens[i].text,
+                "constant" | "static" | "const" | "constexpr" | "inline" | "device" | "extern"
+            ) {
                 kept.push(tokens[i]);
             }
             i += 1;
         }
         let value = (i + 1).min(body);
         let name = kept.iter().enumerate().rev().find(|(at, t)| {
-            t.kind == Kind::Ident && kept.get(at + 1).is_none_or(|next| next.is("[") || next.is("{"))
+            t.kind == Kind::Ident
+                && kept.get(at + 1).is_none_or(|next| next.is("[") || next.is("{"))
         });
         let Some((position, name)) = name.map(|(at, t)| (at, t.text)) else {
             return self.copy(at, body + 1);
@@ -272,8 +309,10 @@ impl<'a> Translator<'_, 'a> {
         self.raw("const");
         let mut from = at;
         while from < body && !tokens[from].is("=") {
-            let skip = matches!(tokens[from].text, "constant" | "static" | "constexpr" | "inline" | "device" | "extern")
-                || tokens[from].is("const") && !pointer;
+            let skip = matches!(
+                tokens[from].text,
+                "constant" | "static" | "constexpr" | "inline" | "device" | "extern"
+            ) || tokens[from].is("const") && !pointer;
             from = if skip { from + 1 } else { self.copy_one(from, body)? };
         }
         self.copy(from, body + 1)

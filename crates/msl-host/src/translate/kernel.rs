@@ -81,13 +81,17 @@ pub(super) fn attributes(tokens: &[Token<'_>], at: usize) -> (Vec<Attribute>, us
     let inner = &tokens[(at + 2).min(end)..end.saturating_sub(2).max(at + 2).min(end)];
     let mut list = Vec::new();
     for part in split_commas(inner) {
-        let Some(first) = part.iter().rposition(|t| t.is("::")).map_or(part.first(), |p| part.get(p + 1))
+        let Some(first) =
+            part.iter().rposition(|t| t.is("::")).map_or(part.first(), |p| part.get(p + 1))
         else {
             continue;
         };
         let open = part.iter().position(|t| t.is("("));
         let argument = open.map_or(String::new(), |open| {
-            part[open + 1..part.len().saturating_sub(1).max(open + 1)].iter().map(|t| t.text).collect()
+            part[open + 1..part.len().saturating_sub(1).max(open + 1)]
+                .iter()
+                .map(|t| t.text)
+                .collect()
         });
         let name = first.text.trim_matches('_').to_string();
         list.push(Attribute { name, argument, line: first.line });
@@ -159,7 +163,8 @@ pub(super) fn parameters(tokens: &[Token<'_>]) -> Result<Vec<Parameter>, Compile
         } else {
             None
         };
-        let name = plain.iter().rev().find(|t| t.kind == Kind::Ident).map_or("", |t| t.text).to_string();
+        let name =
+            plain.iter().rev().find(|t| t.kind == Kind::Ident).map_or("", |t| t.text).to_string();
         let (pointer, reference) = (has("*") || has("["), has("&"));
         raws.push(Raw { list, name, line: plain[0].line, pointer, reference, kind });
     }

@@ -24,8 +24,8 @@ impl Token<'_> {
 }
 
 const PUNCTUATION: [&str; 25] = [
-    "<<=", ">>=", "...", "->*", "::", "->", "<<", "<=", ">=", "==", "!=", "&&", "||", "++", "--", "+=", "-=",
-    "*=", "/=", "%=", "&=", "|=", "^=", ".*", "##",
+    "<<=", ">>=", "...", "->*", "::", "->", "<<", "<=", ">=", "==", "!=", "&&", "||", "++", "--",
+    "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", ".*", "##",
 ];
 
 /// Cuts preprocessed text into tokens. Line markers set the line; other directives are dropped.
@@ -106,7 +106,8 @@ fn number(bytes: &[u8]) -> usize {
         let sign = (byte == b'+' || byte == b'-')
             && at > 0
             && matches!((bytes[at - 1] | 32, hex), (b'e', false) | (b'p', true));
-        if !(byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'_' || byte == b'\'' || sign) {
+        if !(byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'_' || byte == b'\'' || sign)
+        {
             break;
         }
         at += 1;

@@ -30,7 +30,8 @@ pub(crate) fn prepare(source: &str) -> String {
     out.push_str("#line 1 \"msl\"\n");
     for line in source.lines() {
         let directive = line.trim_start().strip_prefix('#').map(str::trim_start);
-        match directive.and_then(|d| d.strip_prefix("include").or_else(|| d.strip_prefix("import"))) {
+        match directive.and_then(|d| d.strip_prefix("include").or_else(|| d.strip_prefix("import")))
+        {
             Some(rest) if rest.trim_start().starts_with('"') => {
                 out.push_str("__msl_include__ ");
                 out.push_str(rest.trim());
@@ -141,27 +142,36 @@ impl Translator<'_, '_> {
         if is_attribute(tokens, at) {
             return Ok(after_group(tokens, at));
         }
-        let start = at == 0 || (tokens[at - 1].kind == Kind::Punct && matches!(tokens[at - 1].text, "{" | "}" | ";"));
+        let start = at == 0
+            || (tokens[at - 1].kind == Kind::Punct
+                && matches!(tokens[at - 1].text, "{" | "}" | ";"));
         if start && token.is("threadgroup") {
             if let Some(end) = self.threadgroup_storage(at)? {
                 return Ok(end);
             }
         }
         match (token.kind, token.text) {
-            (Kind::Ident, "device" | "thread" | "threadgroup" | "ray_data" | "object_data" | "kernel") => {}
+            (
+                Kind::Ident,
+                "device" | "thread" | "threadgroup" | "ray_data" | "object_data" | "kernel",
+            ) => {}
             (Kind::Ident, "constant") => {
                 let near = |index: Option<usize>| {
                     index.and_then(|i| tokens.get(i)).is_some_and(|t| t.is("const"))
                 };
                 // `const` twice in one declaration is an error in C++.
-                let before = near(at.checked_sub(1)) || near(at.checked_sub(2)) && tokens[at - 1].kind == Kind::Ident;
-                let after = near(Some(at + 1)) || (near(Some(at + 2)) && tokens[at + 1].kind == Kind::Ident);
+                let before = near(at.checked_sub(1))
+                    || near(at.checked_sub(2)) && tokens[at - 1].kind == Kind::Ident;
+                let after = near(Some(at + 1))
+                    || (near(Some(at + 2)) && tokens[at + 1].kind == Kind::Ident);
                 if !before && !after {
                     self.seek(token.line);
                     self.out.push_str("const");
                 }
             }
-            (Kind::Ident, "is_function_constant_defined") if tokens.get(at + 1).is_some_and(|t| t.is("(")) => {
+            (Kind::Ident, "is_function_constant_defined")
+                if tokens.get(at + 1).is_some_and(|t| t.is("(")) =>
+            {
                 let end = after_group(tokens, at + 1);
                 let name = tokens[end.saturating_sub(2)].text;
                 self.seek(token.line);
@@ -247,7 +257,8 @@ impl Translator<'_, '_> {
         for entry in &self.kernels {
             self.out.push_str(&format!("&{},\n", entry.symbol));
         }
-        self.out.push_str("nullptr};\nextern const ::msl_rt::FunctionConstant msl_constants[] = {\n");
+        self.out
+            .push_str("nullptr};\nextern const ::msl_rt::FunctionConstant msl_constants[] = {\n");
         for constant in &self.constants {
             self.out.push_str(&format!(
                 "{{&{}, sizeof({}), &{}msl_defined_{}}},\n",

@@ -24,7 +24,9 @@ pub(super) fn fields<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
         if !(token.is("struct") || token.is("union") || token.is("class")) {
             continue;
         }
-        let Some(open) = tokens[at..].iter().position(|t| matches!(t.text, "{" | ";" | "(" | ">" | ",")) else {
+        let Some(open) =
+            tokens[at..].iter().position(|t| matches!(t.text, "{" | ";" | "(" | ">" | ","))
+        else {
             continue;
         };
         if !tokens[at + open].is("{") {
@@ -37,7 +39,10 @@ pub(super) fn fields<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
                 continue;
             }
             let declared = matches!(tokens[inner + 1].text, ";" | "," | "[" | "=");
-            if tokens[inner].kind == Kind::Ident && declared && swizzle(tokens[inner].text).is_some() {
+            if tokens[inner].kind == Kind::Ident
+                && declared
+                && swizzle(tokens[inner].text).is_some()
+            {
                 found.insert(tokens[inner].text);
             }
             inner += 1;

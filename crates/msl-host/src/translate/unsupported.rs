@@ -63,7 +63,11 @@ pub(super) fn check(tokens: &[Token<'_>]) -> Result<(), CompileError> {
             },
             _ => continue,
         };
-        return Err(CompileError::Unsupported { line: token.line, construct: token.text.into(), reason });
+        return Err(CompileError::Unsupported {
+            line: token.line,
+            construct: token.text.into(),
+            reason,
+        });
     }
     Ok(())
 }

@@ -10,7 +10,10 @@ pub(super) fn to_error(image: &Image, kernel: &str, raws: &[Raw]) -> DispatchErr
     let mut faults = raws.iter().map(|raw| fault(image, kernel, raw));
     match faults.next() {
         Some(first) => DispatchError::Fault { fault: Box::new(first), further: faults.collect() },
-        None => DispatchError::Invalid { kernel: kernel.into(), what: "a fault without a record".into() },
+        None => DispatchError::Invalid {
+            kernel: kernel.into(),
+            what: "a fault without a record".into(),
+        },
     }
 }
 
@@ -62,8 +65,12 @@ fn line_of(image: &Image, pc: u64) -> Option<u32> {
     if pc == 0 {
         return None;
     }
-    let output =
-        Command::new(&image.addr2line).arg("-i").arg("-e").arg(&image.path).arg(format!("{pc:#x}")).output();
+    let output = Command::new(&image.addr2line)
+        .arg("-i")
+        .arg("-e")
+        .arg(&image.path)
+        .arg(format!("{pc:#x}"))
+        .output();
     let text = String::from_utf8(output.ok()?.stdout).ok()?;
     text.lines().find_map(|line| {
         let (file, line) = line.rsplit_once(':')?;

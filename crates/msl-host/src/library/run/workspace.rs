@@ -38,7 +38,8 @@ impl Drop for Memory {
 
 impl Memory {
     fn new(worker_bytes: usize) -> Result<Self, MemoryError> {
-        let exhausted = || MemoryError::Exhausted { bytes: STACK * MAX_THREADS, reason: "stacks".into() };
+        let exhausted =
+            || MemoryError::Exhausted { bytes: STACK * MAX_THREADS, reason: "stacks".into() };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new anonymous mapping.
@@ -57,7 +58,9 @@ impl Memory {
         };
         for thread in 0..MAX_THREADS {
             // SAFETY: the page lies in the mapping above.
-            unsafe { libc::mprotect(memory.stacks.add(thread * STACK).cast(), GUARD, libc::PROT_NONE) };
+            unsafe {
+                libc::mprotect(memory.stacks.add(thread * STACK).cast(), GUARD, libc::PROT_NONE)
+            };
         }
         Ok(memory)
     }
@@ -140,7 +143,8 @@ impl SignalStack {
             return SignalStack(None);
         }
         let mut memory = vec![0u8; 64 << 10];
-        let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
+        let stack =
+            libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
         // SAFETY: the memory lives until `drop` removes it from the thread.
         unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
         SignalStack(Some(memory))
@@ -150,7 +154,11 @@ impl SignalStack {
 impl Drop for SignalStack {
     fn drop(&mut self) {
         if self.0.is_some() {
-            let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+            let none = libc::stack_t {
+                ss_sp: std::ptr::null_mut(),
+                ss_flags: libc::SS_DISABLE,
+                ss_size: 0,
+            };
             // SAFETY: removes the stack that `new` gave to this thread.
             unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) };
         }
