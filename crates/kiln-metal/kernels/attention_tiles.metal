@@ -121,7 +121,7 @@ template <typename Q, typename Keys, typename QTile, uint D, uint GROUPS, uint S
     const uint begin = window_start(at.first, at.queries + first_row, args.window) / BK * BK;
     const uint end = CAUSAL && last < at.end ? last + 1 : at.end;
     const uint tiles = begin < end ? (end - begin + BK - 1) / BK : 0;
-    mask += batch * args.mask_batch + head * args.mask_head;
+    const ulong plane = batch * args.mask_batch + head * args.mask_head;
     blocks += batch * args.block_batch + head * args.block_head;
     for (uint tile = 0; tile < tiles; tile++) {
         const uint start = begin + tile * BK;
@@ -171,7 +171,7 @@ template <typename Q, typename Keys, typename QTile, uint D, uint GROUPS, uint S
             masked = masked || (CAUSAL && key > query);
             masked = masked || (WINDOW && query >= key && query - key >= args.window);
             if (!open && !masked) {
-                const ulong place = (first_row + row) * args.mask_row + key;
+                const ulong place = plane + (first_row + row) * args.mask_row + key;
                 if (MASK_BOOL) {
                     masked = mask[place] == 0;
                 } else {

@@ -486,3 +486,88 @@ fn cached_split(op: &CachedAttention<View>, lowering: &mut Lowering) -> Result<(
             .grid([1, heads, tokens], [MERGE_THREADS, 1, 1]),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caps::Caps;
+    use crate::view::Memory;
+
+    fn view(memory: usize, dtype: DType, shape: impl Into<kiln_core::Shape>) -> View {
+        View::contiguous(Memory::Buffer(memory), 0, dtype, shape)
+    }
+
+    fn cached(tokens: usize, cache: DType, dim: usize, capacity: usize) -> Vec<Vec<Dispatch>> {
+        let op = CachedAttention {
+            q: view(0, DType::F32, [tokens, 8, dim]),
+            k_cache: view(1, cache, [2, capacity, dim]),
+            v_cache: view(2, cache, [2, capacity, dim]),
+            kv_len: view(3, DType::U32, [1]),
+            sinks: None,
+            output: view(4, DType::F32, [tokens, 8, dim]),
+            scale: 0.125,
+            window: None,
+            softcap: None,
+            ring: false,
+        };
+        let mut lowering = Lowering::new(&Caps::APPLE7);
+        cached_attention(&op, &mut lowering).unwrap();
+        lowering.phases
+    }
+
+    #[test]
+    fn few_queries_split_their_keys() {
+        let phases = cached(1, DType::F16, 128, 4096);
+        assert_eq!(phases[0][0].kernel.function, "cached_split_f32_f16");
+        // 16 splits; the four heads of a key-value head share its keys.
+        assert_eq!(phases[0][0].threadgroups, [16, 2, 1]);
+        assert_eq!(phases[1][0].kernel.function, "cached_merge_f32");
+        let short = cached(1, DType::F16, 128, 256);
+        assert_eq!(short.len(), 1, "one split has nothing to merge");
+    }
+
+    #[test]
+    fn many_queries_are_tiles_unless_keys_are_f32() {
+        let tiles = cached(9, DType::Q8_0, 128, 4096);
+        assert_eq!(tiles[0][0].kernel.function, "cached_tiles_f32_q8_0_128");
+        assert_eq!(tiles[0][0].threadgroups, [1, 8, 1]);
+        assert_eq!(cached(33, DType::F16, 256, 64)[0][0].threadgroups, [3, 8, 1]);
+        let exact = cached(9, DType::F32, 128, 4096);
+        assert_eq!(exact[0][0].kernel.function, "cached_split_f32_f32");
+        assert_eq!(exact[0][0].threadgroups, [1, 2, 9]);
+    }
+
+    #[test]
+    fn heads_share_keys_as_far_as_registers_go() {
+        let heads = |group, dim| divide(1, 256, group, dim).heads;
+        assert_eq!([heads(8, 128), heads(8, 256), heads(8, 512)], [8, 4, 2]);
+        assert_eq!([heads(5, 128), heads(5, 256), heads(1, 64)], [5, 1, 1]);
+    }
+
+    #[test]
+    fn splits_cover_the_keys() {
+        for keys in [1, 31, 256, 257, 4096, 100_000, 1 << 20] {
+            let Division { splits, split_keys, .. } = divide(1, keys, 1, 128);
+            assert!(splits * split_keys >= keys && splits <= MAX_SPLITS, "{keys}");
+            assert!(split_keys.is_multiple_of(KEYS_AT_A_TIME));
+        }
+    }
+
+    #[test]
+    fn tiles_fit_in_threadgroup_memory() {
+        for (dim, cached) in TILE_DIMS.into_iter().flat_map(|dim| [(dim, false), (dim, true)]) {
+            let keys = if dim == 512 && cached { 8 } else { 16 };
+            let query = if cached { 4 } else { 2 };
+            let row = dim + 8;
+            let scores = 4 * (2 * 8 * keys + 64) * size_of::<f32>();
+            let bytes = tile_rows(dim, cached) * row * query + keys * row * 2 + scores;
+            assert!(bytes <= Caps::APPLE7.threadgroup_memory, "{dim} {cached}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn other_head_dimensions_take_the_next_tile() {
+        assert_eq!([8, 64, 72, 112, 192].map(|dim| tile_dim(dim).unwrap()), [64, 64, 80, 128, 256]);
+        assert!(tile_dim(520).is_err());
+    }
+}
