@@ -17,6 +17,7 @@ template <typename Block, typename T>
     using mpp::tensor_ops::matmul2d_descriptor;
     typedef dextents<int, 2> Extents;
     typedef array<int, 2> Strides;
+    constexpr int step_k = TENSOR_K;
     constexpr auto shape = matmul2d_descriptor(
         TENSOR_M, TENSOR_N, TENSOR_K, false, true, false,
         matmul2d_descriptor::mode::multiply_accumulate);
@@ -26,8 +27,8 @@ template <typename Block, typename T>
     const int first_m = TENSOR_M * group.x;
     const int first_n = TENSOR_N * group.y;
     input += ulong(first_m) * args.input_stride;
-    auto w = tensor(tile, Extents(TENSOR_K, TENSOR_N));
-    auto x = tensor(input, Extents(TENSOR_K, args.m - first_m), Strides({1, args.input_stride}));
+    auto w = tensor(tile, Extents(step_k, int(TENSOR_N)));
+    auto x = tensor(input, Extents(step_k, args.m - first_m), Strides({1, args.input_stride}));
     auto sums = product.template get_destination_cooperative_tensor<decltype(x), decltype(w), float>();
 #pragma unroll
     for (ushort i = 0; i < sums.get_capacity(); i++) {
@@ -40,7 +41,7 @@ template <typename Block, typename T>
     const uint part = index % 2 * (TENSOR_K / 8);
     device const uchar* row = weight + ulong(min(first_n + int(index / 2), args.n - 1)) * args.row_bytes;
     threadgroup half4* place = (threadgroup half4*)tile + index / 2 * (TENSOR_K / 4) + part;
-    for (int k = 0; k < args.k; k += TENSOR_K) {
+    for (int k = 0; k < args.k; k += step_k) {
         for (uint j = 0; j < TENSOR_K / 8; j++) {
             const uint i = k / 4 + part + j;
             const uint groups = Block::VALUES / 4;
@@ -48,7 +49,7 @@ template <typename Block, typename T>
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         auto step = tensor(
-            input + k, Extents(TENSOR_K, args.m - first_m), Strides({1, args.input_stride}));
+            input + k, Extents(step_k, args.m - first_m), Strides({1, args.input_stride}));
         product.run(step, w, sums);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
