@@ -15,6 +15,8 @@ pub use kiln_cpu as cpu;
 pub use kiln_cuda as cuda;
 /// GGUF and safetensors files.
 pub use kiln_format as format;
+/// The Metal device.
+pub use kiln_metal as metal;
 pub use open::{DeviceOpen, DeviceOptions, OpenError, devices};
 
 /// What most programs begin with: `use kiln::prelude::*;`.

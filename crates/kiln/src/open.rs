@@ -51,7 +51,8 @@ impl From<Error> for OpenError {
 type Open = fn(&DeviceOptions) -> Result<Device, Error>;
 
 /// The devices of this build, the preferred first. The last runs on every machine.
-const DEVICES: [(&str, Open); 2] = [("cuda", open_cuda), ("cpu", open_cpu)];
+const DEVICES: [(&str, Open); 3] =
+    [("metal", |_| kiln_metal::device()), ("cuda", open_cuda), ("cpu", open_cpu)];
 
 fn open_cuda(options: &DeviceOptions) -> Result<Device, Error> {
     let cache = options.kernel_cache.clone();
@@ -64,6 +65,10 @@ fn open_cpu(options: &DeviceOptions) -> Result<Device, Error> {
         instruction_set: options.instruction_set.clone(),
     })
 }
+
+/// Devices that only a test wants, opened by name alone.
+const TEST_DEVICES: [(&str, Open); 1] =
+    [("metal-host", |_| kiln_metal::host_device(kiln_metal::HostConfig::default()))];
 
 /// Names of the devices of this build, the preferred first.
 ///
@@ -102,7 +107,8 @@ pub trait DeviceOpen: Sized {
     /// That of the last device, where none opens.
     fn best_with(options: &DeviceOptions) -> Result<Self, OpenError>;
 
-    /// The device of that name, one of [`devices`].
+    /// The device of that name: one of [`devices`], or `metal-host`, which runs the kernels of Metal
+    /// on any machine under checks.
     ///
     /// # Errors
     /// [`OpenError::Unknown`], or [`OpenError::Device`] where it cannot be opened.
@@ -119,7 +125,7 @@ impl DeviceOpen for Device {
     }
 
     fn open(name: &str, options: &DeviceOptions) -> Result<Self, OpenError> {
-        match DEVICES.iter().find(|(known, _)| *known == name) {
+        match DEVICES.iter().chain(&TEST_DEVICES).find(|(known, _)| *known == name) {
             Some((_, open)) => Ok(open(options)?),
             None => Err(OpenError::Unknown { name: name.to_owned(), available: devices() }),
         }

@@ -50,6 +50,12 @@ fn unknown_devices_and_threads_are_refused() {
     kiln(&["verify", "--device", "abacus"]).error_with(&["abacus", "cpu"]);
 }
 
+#[cfg(not(target_os = "macos"))]
+#[test]
+fn metal_elsewhere_is_refused_with_advice() {
+    kiln(&["verify", "--device", "metal"]).error_with(&["metal", "only on macOS", "metal-host"]);
+}
+
 #[test]
 fn wrong_paths_are_named() {
     kiln(&["generate", "-m", "nowhere.gguf", "hi"]).error_with(&["nowhere.gguf", "check the path"]);

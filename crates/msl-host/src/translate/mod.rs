@@ -203,7 +203,7 @@ impl Translator<'_, '_> {
                 let before = at.checked_sub(1).and_then(|i| tokens.get(i));
                 let shift = token.is(">")
                     && before.is_some_and(|b| {
-                        b.is(">") && b.text.as_ptr_range().end == token.text.as_ptr()
+                        b.is(">") && b.text.as_bytes().as_ptr_range().end == token.text.as_ptr()
                     });
                 if !shift {
                     self.seek(token.line);
