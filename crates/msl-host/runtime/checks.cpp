@@ -3,7 +3,7 @@
 
 namespace msl_rt {
 
-// A cell of the conflict detector covers 4 bytes: one word for the last write, one for the last reads.
+// A cell of the conflict detector covers CELL bytes: one word for the last write, one for the last reads.
 constexpr uint64_t TID_SHIFT = 32, EPOCH_SHIFT = 42, MASK_SHIFT = 56;
 constexpr uint64_t EPOCH_MASK = 0x3fff;
 constexpr uint64_t IS_ATOMIC = 1ull << 60, MULTI = 1ull << 61, CROSS = 1ull << 62, GROUPS = 1ull << 63;
@@ -53,7 +53,7 @@ static void detect(Worker &w, const Region &r, uint64_t offset, uint32_t n, Acce
         mine |= IS_ATOMIC;
     uint64_t end = offset + n;
     for (uint64_t at = offset; at < end;) {
-        uint64_t cell = at / 4, low = at % 4, high = end - cell * 4 < 4 ? end - cell * 4 : 4;
+        uint64_t cell = at / CELL, low = at % CELL, high = end - cell * CELL < CELL ? end - cell * CELL : CELL;
         uint64_t mask = ((1ull << high) - (1ull << low)) << MASK_SHIFT;
         uint64_t *words = r.cells + 2 * cell;
         uint64_t written = words[0], read = words[1];
@@ -94,7 +94,7 @@ static void detect(Worker &w, const Region &r, uint64_t offset, uint32_t n, Acce
             }
             words[0] = mine | mask;
         }
-        at = cell * 4 + high;
+        at = cell * CELL + high;
     }
 }
 

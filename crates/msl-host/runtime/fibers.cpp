@@ -177,7 +177,7 @@ Region *add_shared(uint64_t bytes, RegionKind kind, uint32_t index) {
     // Bits and cells lie one after the other, as the allocations of a threadgroup do.
     uint64_t start = (w.shared_bytes + 63) / 64 * 64;
     r.written = w.launch->flags & REPORT_UNWRITTEN ? w.shared_written + start / 64 + w.shared_count : nullptr;
-    r.cells = w.launch->flags & DETECT_CONFLICTS ? w.shared_cells + start / 2 + 32 * w.shared_count : nullptr;
+    r.cells = w.launch->flags & DETECT_CONFLICTS ? w.shared_cells + 2 * (start / CELL) + 64 * w.shared_count : nullptr;
     w.shared_bytes = used;
     w.shared_count++;
     return &r;

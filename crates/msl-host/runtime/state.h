@@ -11,6 +11,9 @@ namespace msl_rt {
 
 enum RegionKind : uint32_t { BUFFER, CONSTANT, ARGUMENT, ARRAY, UNKNOWN };
 
+/// Bytes of a cell of the conflict detector, which has two words. The host reserves as many.
+constexpr uint64_t CELL = 2;
+
 struct Region {
     uint8_t *base;
     uint64_t size;

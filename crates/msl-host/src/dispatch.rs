@@ -23,6 +23,9 @@ pub enum Binding<'a> {
         buffer: &'a Buffer,
         /// First byte that the kernel sees at its pointer.
         offset: usize,
+        /// Bytes from there on that the kernel may touch; `None` for all of the buffer. Where a
+        /// buffer is bound several times, it may be touched up to the furthest end.
+        length: Option<usize>,
     },
     /// A copy of host bytes, as `setBytes` of Metal: at most 4096 bytes, read-only.
     Bytes {
@@ -36,7 +39,12 @@ pub enum Binding<'a> {
 impl<'a> Binding<'a> {
     /// Binds `buffer` from byte `offset` on at `index`.
     pub fn buffer(index: u32, buffer: &'a Buffer, offset: usize) -> Self {
-        Binding::Buffer { index, buffer, offset }
+        Binding::Buffer { index, buffer, offset, length: None }
+    }
+
+    /// As [`Binding::buffer`], of which the kernel may touch `length` bytes.
+    pub fn buffer_part(index: u32, buffer: &'a Buffer, offset: usize, length: usize) -> Self {
+        Binding::Buffer { index, buffer, offset, length: Some(length) }
     }
 
     /// Binds a copy of `data` at `index`.

@@ -139,7 +139,8 @@ impl Host {
             dispatch = dispatch.bind(Binding::bytes(0, &command.arguments));
         }
         for (index, bound) in command.buffers.iter().enumerate() {
-            let binding = Binding::buffer(index as u32 + 1, &bound.buffer.buffer, bound.offset);
+            let (index, buffer) = (index as u32 + 1, &bound.buffer.buffer);
+            let binding = Binding::buffer_part(index, buffer, bound.offset, bound.bytes);
             dispatch = dispatch.bind(binding);
         }
         if command.threadgroup_memory > 0 {

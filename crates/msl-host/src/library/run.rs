@@ -216,6 +216,15 @@ pub(super) fn dispatch(
                 _ => None,
             })
             .collect();
+        let ends = dispatch.bindings.iter().filter_map(|b| match b {
+            Binding::Buffer { buffer: b, offset, length, .. }
+                if b.identity() == buffer.identity() =>
+            {
+                Some(length.map_or(b.len(), |length| offset.saturating_add(length)))
+            }
+            _ => None,
+        });
+        let end = ends.max().unwrap_or(0).min(buffer.len());
         let writable = bindings.iter().any(|&index| writes(index));
         if options.detect_conflicts && writable && !buffer.is_read_only() {
             if state.generation != stamp >> 32 {
@@ -223,7 +232,7 @@ pub(super) fn dispatch(
                 state.generation = stamp >> 32;
             }
             if state.cells.is_empty() {
-                state.cells = vec![0; buffer.len().div_ceil(4) * 2];
+                state.cells = vec![0; buffer.len().div_ceil(workspace::CELL_BYTES) * 2];
             }
         }
         let cells = options.detect_conflicts && writable && !buffer.is_read_only();
@@ -233,7 +242,7 @@ pub(super) fn dispatch(
             .any(|a| a.kind == ArgumentKind::Constant && a.index == bindings[0]);
         regions.push(Region {
             base: buffer.address(),
-            size: buffer.len() as u64,
+            size: end as u64,
             written: match state.written.is_empty() {
                 true => std::ptr::null_mut(),
                 false => state.written.as_mut_ptr(),
@@ -247,7 +256,7 @@ pub(super) fn dispatch(
     }
     for binding in &dispatch.bindings {
         match binding {
-            Binding::Buffer { index, buffer, offset } => {
+            Binding::Buffer { index, buffer, offset, .. } => {
                 if *offset > buffer.len() {
                     return Err(invalid(format!(
                         "offset {offset} of the binding at index {index}; the buffer has {} bytes",

@@ -11,6 +11,8 @@ const STACK: usize = 256 << 10;
 const GUARD: usize = 4 << 10;
 /// Largest threadgroup memory of a threadgroup.
 pub(super) const SHARED_BYTES: usize = 1 << 20;
+/// Bytes of a cell of the conflict detector, two words each; `CELL` of the runtime.
+pub(super) const CELL_BYTES: usize = 2;
 /// `SHARED_STRIDE` and `MAX_SHARED` of the runtime.
 const SHARED_STRIDE: usize = 1 << 20;
 const MAX_SHARED: usize = 64;
@@ -53,7 +55,7 @@ impl Memory {
             shared: Slot::new(MAX_SHARED * SHARED_STRIDE)?,
             bytes: Vec::new(),
             written: vec![0; SHARED_BYTES / 64 + 2 * MAX_SHARED],
-            cells: vec![0; SHARED_BYTES / 2 + 64 * MAX_SHARED],
+            cells: vec![0; 2 * (SHARED_BYTES / CELL_BYTES) + 128 * MAX_SHARED],
             worker: vec![0; worker_bytes.div_ceil(16)],
         };
         for thread in 0..MAX_THREADS {
