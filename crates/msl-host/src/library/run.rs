@@ -19,8 +19,8 @@ type Run = unsafe extern "C" fn(*mut launch::WorkerHead);
 #[derive(Debug)]
 pub(crate) struct Image {
     path: PathBuf,
-    /// Keeps a library that is not in a cache on disk, for `addr2line`.
-    _folder: Option<tempfile::TempDir>,
+    /// Keeps the file of the library on disk, for `addr2line`.
+    _folder: tempfile::TempDir,
     worker_bytes: usize,
     run: Run,
     entries: Vec<usize>,
@@ -47,9 +47,20 @@ impl Image {
         folder: Option<tempfile::TempDir>,
     ) -> Result<Self, CompileError> {
         let load = |error: libloading::Error| CompileError::Load(error.to_string());
+        // The same file loaded twice is one image, whose function constants two libraries would share.
+        let (path, folder) = match folder {
+            Some(folder) => (path.to_path_buf(), folder),
+            None => {
+                let copying = |error: std::io::Error| CompileError::Load(error.to_string());
+                let folder = tempfile::tempdir().map_err(copying)?;
+                let copy = folder.path().join("kernels.so");
+                std::fs::copy(path, &copy).map_err(copying)?;
+                (copy, folder)
+            }
+        };
         // SAFETY: the file was written by this crate's compiler from the shim and the runtime; it has no
         // initialisers but those of the kernel's constants.
-        let library = unsafe { libloading::Library::new(path) }.map_err(load)?;
+        let library = unsafe { libloading::Library::new(&path) }.map_err(load)?;
         // SAFETY: the runtime and the translator define these symbols with these types; the functions take
         // nothing and only return sizes.
         let (run, derive, entries, constants, worker_bytes, launch_bytes) = unsafe {
@@ -80,7 +91,7 @@ impl Image {
             }
         }
         Ok(Image {
-            path: path.to_path_buf(),
+            path,
             _folder: folder,
             worker_bytes: worker_bytes as usize,
             run,
