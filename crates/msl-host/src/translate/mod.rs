@@ -145,10 +145,11 @@ impl Translator<'_, '_> {
         let start = at == 0
             || (tokens[at - 1].kind == Kind::Punct
                 && matches!(tokens[at - 1].text, "{" | "}" | ";"));
-        if start && token.is("threadgroup") {
-            if let Some(end) = self.threadgroup_storage(at)? {
-                return Ok(end);
-            }
+        if start
+            && token.is("threadgroup")
+            && let Some(end) = self.threadgroup_storage(at)?
+        {
+            return Ok(end);
         }
         match (token.kind, token.text) {
             (

@@ -55,11 +55,11 @@ pub(super) fn fields<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
 pub(super) fn number(text: &str) -> String {
     let hex = text.starts_with("0x") || text.starts_with("0X");
     for (suffix, ty) in [("bf", "bfloat"), ("BF", "bfloat"), ("h", "half"), ("H", "half")] {
-        if let Some(digits) = text.strip_suffix(suffix) {
-            if !hex {
-                let point = if digits.contains(['.', 'e', 'E']) { "f" } else { ".0f" };
-                return format!("::{ty}({digits}{point})");
-            }
+        if let Some(digits) = text.strip_suffix(suffix)
+            && !hex
+        {
+            let point = if digits.contains(['.', 'e', 'E']) { "f" } else { ".0f" };
+            return format!("::{ty}({digits}{point})");
         }
     }
     text.into()
