@@ -53,7 +53,9 @@ fn unknown_devices_and_threads_are_refused() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn metal_elsewhere_is_refused_with_advice() {
-    kiln(&["verify", "--device", "metal"]).error_with(&["metal", "only on macOS", "metal-host"]);
+    let advice = ["metal", "only on macOS", "metal-host"];
+    kiln(&["generate", "--device", "metal", "hi"]).error_with(&advice);
+    kiln(&["verify", "--device", "metal", "--require", "metal"]).error_with(&advice);
 }
 
 #[test]
