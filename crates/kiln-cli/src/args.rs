@@ -56,8 +56,8 @@ pub(crate) struct DeviceArgs {
     /// Instruction set of the CPU device; the best of this machine if not given
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     instruction_set: Option<String>,
-    /// Folder where the CUDA device keeps compiled kernels; kiln/kernels in the user's cache folder
-    /// if not given
+    /// Folder where the devices cuda and metal-host keep compiled kernels; kiln/kernels in the
+    /// user's cache folder if not given
     #[arg(long, value_name = "FOLDER", help_heading = "Device")]
     kernel_cache: Option<PathBuf>,
 }

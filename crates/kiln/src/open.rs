@@ -11,7 +11,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Instruction set of the CPU device; `None` for the best of this machine.
     pub instruction_set: Option<String>,
-    /// Folder where the CUDA device keeps compiled kernels; `None` to compile in every process.
+    /// Folder where the CUDA device and `metal-host` keep compiled kernels, which nobody else may write;
+    /// `None` to compile in every process.
     pub kernel_cache: Option<PathBuf>,
 }
 
@@ -67,8 +68,12 @@ fn open_cpu(options: &DeviceOptions) -> Result<Device, Error> {
 }
 
 /// Devices that only a test wants, opened by name alone.
-const TEST_DEVICES: [(&str, Open); 1] =
-    [("metal-host", |_| kiln_metal::host_device(kiln_metal::HostConfig::default()))];
+const TEST_DEVICES: [(&str, Open); 1] = [("metal-host", open_metal_host)];
+
+fn open_metal_host(options: &DeviceOptions) -> Result<Device, Error> {
+    let cache = options.kernel_cache.as_ref().map(|folder| folder.join("metal-host"));
+    kiln_metal::host_device(kiln_metal::HostConfig { cache, ..Default::default() })
+}
 
 /// Names of the devices of this build, the preferred first.
 ///

@@ -26,6 +26,15 @@ template <class V, class F, class... A> inline V zip(F f, const A &...a) {
         return f(V(a)...);
     }
 }
+/// What initializers that name places of an array become.
+template <class T, int N> inline void clear(T (&a)[N]) {
+    for (int i = 0; i < N; i++)
+        a[i] = T(0);
+}
+template <class T, int N, class V> inline void fill(T (&a)[N], int first, int last, const V &value) {
+    for (int i = first; i <= last; i++)
+        a[i] = T(value);
+}
 template <class T> struct Element { typedef T type; };
 template <class T, int N> struct Element<Vec<T, N>> { typedef T type; };
 template <class T> using element_t = typename Element<T>::type;
@@ -85,6 +94,7 @@ MSL_MATH2(fmax, __builtin_fmaxf(x, y))
 MSL_MATH2(fdim, __builtin_fdimf(x, y))
 MSL_MATH2(copysign, __builtin_copysignf(x, y))
 MSL_MATH2(step, y < x ? 0.0f : 1.0f)
+MSL_MATH2(divide, x / y)
 #undef MSL_MATH2
 #define MSL_PREDICATE(NAME, EXPR)                                                                                      \
     template <class A> inline auto NAME(const A &a) {                                                                  \
@@ -289,7 +299,7 @@ MSL_UNPACK(unpack_unorm4x8_to_half, half4, 4, 8, false, half)
     using metal::fract; using metal::saturate; using metal::sign; using metal::pow; using metal::powr;                 \
     using metal::fmod; using metal::fmin; using metal::fmax; using metal::fma; using metal::min; using metal::max;     \
     using metal::clamp; using metal::mix; using metal::normalize; using metal::length; using metal::distance;          \
-    using metal::sinpi; using metal::cospi; using metal::isnan; using metal::isinf; using metal::ldexp; using metal::step;
+    using metal::sinpi; using metal::cospi; using metal::isnan; using metal::isinf; using metal::ldexp; using metal::step; using metal::divide;
 namespace fast { MSL_SAME }
 namespace precise { MSL_SAME }
 #undef MSL_SAME

@@ -17,6 +17,7 @@ template <class To, class From> inline To bits(const From &from) { return __buil
 
 /// Formats of 16 bits: to float and back, to nearest even.
 struct HalfFormat {
+    static constexpr bool implicit = true;
     static float widen(uint16_t h) {
         uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
         if (rest >= 0x7c00)
@@ -38,6 +39,7 @@ struct HalfFormat {
     }
 };
 struct BrainFormat {
+    static constexpr bool implicit = false;
     static float widen(uint16_t h) { return bits<float>((uint32_t)h << 16); }
     static uint16_t narrow(float f) {
         uint32_t u = bits<uint32_t>(f);
@@ -47,12 +49,15 @@ struct BrainFormat {
     }
 };
 
-/// A number of 16 bits that computes in float and rounds after every operation.
+/// A number of 16 bits that computes in float and rounds after every operation. As in MSL, a float or half
+/// becomes a bfloat by a cast only.
 template <class Format> struct Small {
     uint16_t raw;
     Small() = default;
-    template <class T, class = std::enable_if_t<std::is_arithmetic<T>::value>>
-    Small(T v) : raw(Format::narrow((float)v)) {}
+    template <class T> static constexpr bool plain = std::is_integral<T>::value || (Format::implicit && std::is_floating_point<T>::value);
+    template <class T, class = std::enable_if_t<plain<T>>> Small(T v) : raw(Format::narrow((float)v)) {}
+    template <class T, class = std::enable_if_t<!plain<T> && std::is_convertible<T, float>::value>, class = void>
+    explicit Small(const T &v) : raw(Format::narrow((float)v)) {}
     operator float() const { return Format::widen(raw); }
     Small &operator++() { return *this = Small((float)*this + 1.0f); }
     Small &operator--() { return *this = Small((float)*this - 1.0f); }
@@ -107,7 +112,9 @@ using both_small_t =
     template <class A, class B, class = msl::both_small_t<A, B>> inline msl::common_t<A, B> operator OP(A a, B b) {    \
         return msl::common_t<A, B>((float)a OP(float) b);                                                              \
     }                                                                                                                  \
-    template <class F, class B, class = std::enable_if_t<msl::IsScalar<B>::value>>                                     \
+    template <class F, class B,                                                                                        \
+              class = std::enable_if_t<msl::IsScalar<B>::value &&                                                      \
+                                       (F::implicit || std::is_same<msl::common_t<msl::Small<F>, B>, msl::Small<F>>::value)>> \
     inline msl::Small<F> &operator OP##=(msl::Small<F> &a, B b) {                                                      \
         return a = msl::Small<F>((float)a OP(float) b);                                                                \
     }
@@ -206,8 +213,9 @@ template <class T> struct is_scalar : is_arithmetic<T> {};
 template <class T> constexpr bool is_signed_v = std::is_signed<T>::value || msl::IsReal<T>::value;
 template <class T> constexpr bool is_unsigned_v = std::is_unsigned<T>::value;
 
-template <class T, class = void> struct numeric_limits;
-template <class T> struct numeric_limits<T, std::enable_if_t<std::is_integral<T>::value>> {
+template <class T, class = void> struct _numeric_limits_impl;
+template <class T> struct numeric_limits : _numeric_limits_impl<T> {};
+template <class T> struct _numeric_limits_impl<T, std::enable_if_t<std::is_integral<T>::value>> {
     static constexpr bool is_signed = T(-1) < T(0), is_integer = true, has_infinity = false;
     static constexpr int digits = sizeof(T) * 8 - is_signed;
     static constexpr T min() { return is_signed ? T(1ull << (sizeof(T) * 8 - 1)) : T(0); }
@@ -215,7 +223,7 @@ template <class T> struct numeric_limits<T, std::enable_if_t<std::is_integral<T>
     static constexpr T lowest() { return min(); }
     static constexpr T infinity() { return T(0); }
 };
-template <> struct numeric_limits<float> {
+template <> struct _numeric_limits_impl<float> {
     static constexpr bool is_signed = true, is_integer = false, has_infinity = true;
     static constexpr int digits = 24;
     static constexpr float min() { return FLT_MIN; }
@@ -227,7 +235,7 @@ template <> struct numeric_limits<float> {
     static constexpr float quiet_NaN() { return __builtin_nanf(""); }
 };
 #define MSL_LIMITS(T, MIN, MAX, EPSILON)                                                                               \
-    template <> struct numeric_limits<T> {                                                                             \
+    template <> struct _numeric_limits_impl<T> {                                                                       \
         static constexpr bool is_signed = true, is_integer = false, has_infinity = true;                               \
         static T min() { return T(MIN); }                                                                              \
         static T max() { return T(MAX); }                                                                              \

@@ -267,6 +267,7 @@ template <class T, int N> struct Components<msl::Vec<T, N>> {
 
 namespace metal {
 template <class T, int N> using vec = msl::Vec<T, N>;
+template <class T> struct vec_elements : std::integral_constant<unsigned, msl::Width<T>::value> {};
 }
 
 #define MSL_VECTORS(T)                                                                                                 \

@@ -2,7 +2,7 @@
 
 use super::kernel::{self, after_angles, after_group, attributes, is_attribute, split_commas};
 use super::lexer::{Kind, Token};
-use super::{Constant, Translator};
+use super::{Constant, Translator, scope};
 use crate::{CompileError, ConstantInfo, ConstantType};
 
 impl<'a> Translator<'_, 'a> {
@@ -256,10 +256,14 @@ impl<'a> Translator<'_, 'a> {
         let ty: Vec<&str> = kept[..position].iter().map(|t| t.text).collect();
         let function_constant = list.iter().find(|a| a.name == "function_constant");
         if let Some(attribute) = function_constant {
-            let index = attribute.argument.parse().map_err(|_| CompileError::Syntax {
-                line,
-                message: format!("[[function_constant({})]] needs a number", attribute.argument),
-            })?;
+            let index =
+                scope::integer(&attribute.argument).ok_or_else(|| CompileError::Syntax {
+                    line,
+                    message: format!(
+                        "[[function_constant({})]] needs a number",
+                        attribute.argument
+                    ),
+                })?;
             let constant_type = constant_type(&ty).ok_or_else(|| CompileError::Unsupported {
                 line,
                 construct: format!("{} {name} [[function_constant({index})]]", ty.join(" ")),
@@ -311,6 +315,56 @@ impl<'a> Translator<'_, 'a> {
             from = if skip { from + 1 } else { self.copy_one(from, body)? };
         }
         self.copy(from, body + 1)
+    }
+
+    /// An array whose initializer names places, `a[N] = { [first ... last] = value }`, which C++ does not have,
+    /// becomes assignments after the declaration. `at` is the `=`; returns the index after the list.
+    pub(super) fn designated(&mut self, at: usize) -> Result<Option<usize>, CompileError> {
+        let tokens = self.tokens;
+        let opens = |i: usize, text: &str| tokens.get(i).is_some_and(|t| t.is(text));
+        let named = tokens[at - 1].is("]") && opens(at + 1, "{") && opens(at + 2, "[");
+        if !named {
+            return Ok(None);
+        }
+        let line = tokens[at].line;
+        let mut depth = 0i32;
+        let name = (0..at).rev().find(|&i| {
+            depth += i32::from(tokens[i].is("]")) - i32::from(tokens[i].is("["));
+            depth == 0
+        });
+        let name = name.and_then(|open| tokens.get(open.wrapping_sub(1)));
+        let Some(name) = name.filter(|name| name.kind == Kind::Ident) else {
+            return Err(CompileError::Unsupported {
+                line,
+                construct: "[first ... last] = value".into(),
+                reason: "places are named in arrays of one dimension only",
+            });
+        };
+        let end = after_group(tokens, at + 1);
+        self.seek(line);
+        self.raw(&format!("; ::msl::clear({})", name.text));
+        let list = &tokens[at + 2..end - 1];
+        for part in split_commas(list) {
+            let start =
+                at + 2 + (part.as_ptr() as usize - list.as_ptr() as usize) / size_of::<Token<'_>>();
+            let close = after_group(tokens, start);
+            if !(opens(start, "[") && opens(close, "=")) {
+                return Err(CompileError::Unsupported {
+                    line,
+                    construct: "[first ... last] = value".into(),
+                    reason: "every value of such a list names its place",
+                });
+            }
+            let dots = (start..close).find(|&i| tokens[i].is("..."));
+            self.raw(&format!("; ::msl::fill({}, ", name.text));
+            self.copy(start + 1, dots.unwrap_or(close - 1))?;
+            self.raw(",");
+            self.copy(dots.map_or(start + 1, |dots| dots + 1), close - 1)?;
+            self.raw(",");
+            self.copy(close + 1, start + part.len())?;
+            self.raw(")");
+        }
+        Ok(Some(end))
     }
 
     /// Arrays and variables in threadgroup memory become references to storage of the threadgroup.

@@ -151,6 +151,12 @@ impl Translator<'_, '_> {
         {
             return Ok(end);
         }
+        if at > 0
+            && token.is("=")
+            && let Some(end) = self.designated(at)?
+        {
+            return Ok(end);
+        }
         match (token.kind, token.text) {
             (
                 Kind::Ident,

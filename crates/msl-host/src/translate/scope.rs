@@ -65,6 +65,32 @@ pub(super) fn number(text: &str) -> String {
     text.into()
 }
 
+/// The value of sums, differences and products of whole numbers, without spaces.
+pub(super) fn integer(text: &str) -> Option<u32> {
+    let text = text.trim();
+    if let Some(inner) = text.strip_prefix('(').and_then(|t| t.strip_suffix(')'))
+        && !inner.contains(['(', ')'])
+    {
+        return integer(inner);
+    }
+    for operators in [&['+', '-'][..], &['*'][..]] {
+        let mut depth = 0i32;
+        let split = text.char_indices().rev().find(|&(at, c)| {
+            depth += i32::from(c == ')') - i32::from(c == '(');
+            depth == 0 && at > 0 && operators.contains(&c)
+        });
+        if let Some((at, operator)) = split {
+            let (a, b) = (integer(&text[..at])?, integer(&text[at + 1..])?);
+            return match operator {
+                '+' => a.checked_add(b),
+                '-' => a.checked_sub(b),
+                _ => a.checked_mul(b),
+            };
+        }
+    }
+    text.trim_end_matches(['u', 'U']).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::lexer::lex;
@@ -78,6 +104,14 @@ mod tests {
         assert_eq!(swizzle("x"), None);
         let tokens = lex("struct S { float2 xy; int f() { int zw; return zw; } };").unwrap();
         assert!(fields(&tokens).contains("xy") && !fields(&tokens).contains("zw"));
+    }
+
+    #[test]
+    fn integers() {
+        assert_eq!(integer("7"), Some(7));
+        assert_eq!(integer("100+20-3"), Some(117));
+        assert_eq!(integer("(2+3)*4u"), Some(20));
+        assert_eq!(integer("N+1"), None);
     }
 
     #[test]
