@@ -1,5 +1,6 @@
 // What check_address_spaces.py needs of Metal: its types with clang's vectors, address spaces by number,
 // and declarations without bodies.
+#pragma clang system_header
 
 typedef unsigned char uchar;
 typedef unsigned short ushort;

@@ -60,8 +60,11 @@ template <typename Q, typename Keys, typename QTile, uint D, uint GROUPS, uint S
     uint simdgroup [[simdgroup_index_in_threadgroup]])
 {
     typedef typename Keys::Tile Tile;
-    threadgroup QTile q_tile[8 * GROUPS * (D + PADDING)];
-    threadgroup Tile kv_tile[BK * (D + PADDING)];
+    // Arrays of vectors are aligned for stores of vectors.
+    threadgroup vec<QTile, 4> q_memory[2 * GROUPS * (D + PADDING)];
+    threadgroup vec<Tile, 4> kv_memory[BK / 4 * (D + PADDING)];
+    threadgroup QTile* q_tile = (threadgroup QTile*)q_memory;
+    threadgroup Tile* kv_tile = (threadgroup Tile*)kv_memory;
     threadgroup float scores[4 * 8 * BK];
     threadgroup float weights[4 * 8 * BK];
     threadgroup float factors[4 * 64];

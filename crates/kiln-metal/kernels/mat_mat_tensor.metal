@@ -23,7 +23,8 @@ template <typename Block, typename T>
         matmul2d_descriptor::mode::multiply_accumulate);
     matmul2d<shape, execution_simdgroups<4>> product;
 
-    threadgroup half tile[TENSOR_N * TENSOR_K];
+    threadgroup half4 tile_memory[TENSOR_N * TENSOR_K / 4];
+    threadgroup half* tile = (threadgroup half*)tile_memory;
     const int first_m = TENSOR_M * group.x;
     const int first_n = TENSOR_N * group.y;
     input += ulong(first_m) * args.input_stride;
@@ -32,15 +33,13 @@ template <typename Block, typename T>
     auto sums = product.template get_destination_cooperative_tensor<decltype(x), decltype(w), float>();
 #pragma unroll
     for (ushort i = 0; i < sums.get_capacity(); i++) {
-        if (sums.get_mask(i)) {
-            sums[i] = 0.0f;
-        }
+        sums[i] = 0.0f;
     }
 
     // Two threads unpack a row of weights; rows past the end are the last one again, and not stored.
     const uint part = index % 2 * (TENSOR_K / 8);
     device const uchar* row = weight + ulong(min(first_n + int(index / 2), args.n - 1)) * args.row_bytes;
-    threadgroup half4* place = (threadgroup half4*)tile + index / 2 * (TENSOR_K / 4) + part;
+    threadgroup half4* place = tile_memory + index / 2 * (TENSOR_K / 4) + part;
     for (int k = 0; k < args.k; k += step_k) {
         for (uint j = 0; j < TENSOR_K / 8; j++) {
             const uint i = k / 4 + part + j;
@@ -67,8 +66,10 @@ template <typename Block, typename T>
     INSTANCE("mat_mat_tensor_" name "_f16", block, half)    \
     INSTANCE("mat_mat_tensor_" name "_bf16", block, bfloat)
 
-INSTANCES("f16", BlockPlain<half>)
+// The device is asked with these whether it can run the others.
 INSTANCES("q4_0", BlockQ4_0)
+#ifndef PROBE
+INSTANCES("f16", BlockPlain<half>)
 INSTANCES("q4_1", BlockQ4_1)
 INSTANCES("q5_0", BlockQ5_0)
 INSTANCES("q5_1", BlockQ5_1)
@@ -80,3 +81,4 @@ INSTANCES("q3_k", BlockQ3K)
 INSTANCES("q4_k", BlockQ4K)
 INSTANCES("q5_k", BlockQ5K)
 INSTANCES("q6_k", BlockQ6K)
+#endif

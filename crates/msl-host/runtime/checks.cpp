@@ -146,6 +146,16 @@ static MSL_COLD void read_only(const Region &r, uint64_t offset, uint64_t n, con
     report(f, true);
 }
 
+static MSL_COLD void unset_constant(Worker &w, uintptr_t a, const void *pc) {
+    for (uint64_t i = 0; i < w.launch->unset_count; i++)
+        if (w.launch->unset[i] == a) {
+            Fault f = blank(UNSET_CONSTANT, pc);
+            f.region_kind = UNKNOWN;
+            f.region_index = (uint32_t)i;
+            report(f, false);
+        }
+}
+
 static MSL_COLD const Region *borrowed(Worker &w, uintptr_t a) {
     for (uint64_t i = 0; i < w.launch->region_count; i++) {
         const Region &r = w.launch->regions[i];
@@ -189,6 +199,8 @@ static MSL_INLINE void access(uintptr_t a, uint64_t n, Access kind, const void *
         }
     } else if (a - (uintptr_t)w.stacks < w.stack_bytes * MAX_THREADS || a - w.image_low < w.image_bytes ||
                a - (uintptr_t)wp < sizeof(Worker)) {
+        if (__builtin_expect(a - w.launch->unset_low < w.launch->unset_bytes, 0))
+            unset_constant(w, a, pc);
         return;
     } else {
         r = borrowed(w, a);

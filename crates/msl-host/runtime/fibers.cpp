@@ -404,44 +404,20 @@ static void fiber_body() {
 
 // ---- Signals of the processor.
 
-static struct sigaction previous[32];
-
-static void on_signal(int signal, siginfo_t *info, void *context) {
+/// Ends the threadgroup where a kernel of this image runs on the thread; else returns.
+static void trap(int signal, ucontext_t *context) {
     Worker *w = worker;
-    if (w && w->current) {
-        uint64_t pc = 0;
-#if defined(__x86_64__)
-        pc = (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[16];
-#elif defined(__aarch64__)
-        pc = ((ucontext_t *)context)->uc_mcontext.pc;
-#endif
-        Fault f = blank(TRAP, (const void *)(pc + 1));
-        f.signal = signal;
-        report(f, true);
-    }
-    struct sigaction &p = previous[signal];
-    if (p.sa_flags & SA_SIGINFO) {
-        p.sa_sigaction(signal, info, context);
-    } else if (p.sa_handler != SIG_IGN && p.sa_handler != SIG_DFL) {
-        p.sa_handler(signal);
-    } else {
-        ::signal(signal, SIG_DFL);
-        raise(signal);
-    }
-}
-
-static void catch_signals() {
-    static int once;
-    if (__atomic_exchange_n(&once, 1, __ATOMIC_ACQ_REL))
+    if (!w || !w->current)
         return;
-    const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    for (int s : signals) {
-        struct sigaction action;
-        __builtin_memset(&action, 0, sizeof action);
-        action.sa_sigaction = on_signal;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigaction(s, &action, &previous[s]);
-    }
+    uint64_t pc = 0;
+#if defined(__x86_64__)
+    pc = (uint64_t)context->uc_mcontext.gregs[16];
+#elif defined(__aarch64__)
+    pc = context->uc_mcontext.pc;
+#endif
+    Fault f = blank(TRAP, (const void *)(pc + 1));
+    f.signal = signal;
+    report(f, true);
 }
 
 // ---- Threadgroups.
@@ -564,9 +540,11 @@ extern "C" void msl_fiber_start() { msl_rt::fiber_body(); }
 MSL_EXPORT uint64_t msl_worker_bytes() { return sizeof(msl_rt::Worker); }
 MSL_EXPORT uint64_t msl_launch_bytes() { return sizeof(msl_rt::Launch); }
 
+/// The host's handler of signals asks this first.
+MSL_EXPORT void msl_trap(int signal, void *context) { msl_rt::trap(signal, (ucontext_t *)context); }
+
 /// Runs threadgroups until none is left or a fault ends the launch.
 MSL_EXPORT void msl_run(msl_rt::Worker *w) {
-    msl_rt::catch_signals();
     msl_rt::worker = w;
     if (msl_rt::set_up(*w))
         msl_rt::run_groups(*w);

@@ -25,7 +25,7 @@ struct Region {
     uint32_t unused;
 };
 
-enum FaultCode : uint32_t { OUT_OF_BOUNDS, UNWRITTEN, READ_ONLY, CONFLICT, DIVERGENCE, TRAP, TIMEOUT, TOO_MUCH_MEMORY };
+enum FaultCode : uint32_t { OUT_OF_BOUNDS, UNWRITTEN, READ_ONLY, CONFLICT, DIVERGENCE, TRAP, TIMEOUT, TOO_MUCH_MEMORY, UNSET_CONSTANT };
 enum Access : uint32_t { READ, WRITE, ATOMIC };
 
 struct Fault {
@@ -71,6 +71,11 @@ struct Launch {
     uint64_t memory_limit;
     uint64_t next_group;
     uint64_t first_stamp;
+    /// Addresses of function constants without a value, 0 for those that have one, and the range they lie in.
+    const uint64_t *unset;
+    uint64_t unset_count;
+    uint64_t unset_low;
+    uint64_t unset_bytes;
     uint8_t *buffers[31];
     uint64_t threadgroup_bytes[31];
     uint32_t groups[3];

@@ -15,6 +15,18 @@ template <class A, class B> struct Mixed<A, B, std::enable_if_t<Operand<A>::vect
 };
 template <class A, class B> using mixed_t = typename Mixed<A, B>::type;
 
+/// MSL has an overload per type: scalars of two types fit several of them alike.
+template <class T, bool = std::is_enum<T>::value> struct Promoted {
+    typedef T type;
+};
+template <class T> struct Promoted<T, true> {
+    typedef decltype(+std::declval<T>()) type;
+};
+template <class A, class B>
+constexpr bool one_overload =
+    Operand<A>::vector || Operand<B>::vector || std::is_same<typename Promoted<A>::type, typename Promoted<B>::type>::value;
+template <class A, class B> using one_type_t = std::enable_if_t<one_overload<A, B>, mixed_t<A, B>>;
+
 /// Applies `f` to components of two or three arguments.
 template <class V, class F, class... A> inline V zip(F f, const A &...a) {
     if constexpr (IsVec<V>::value) {
@@ -125,16 +137,19 @@ template <class A, class B, class C, class V = msl::mixed_t<msl::mixed_t<A, B>, 
 template <class A, class B, class C, class V = msl::mixed_t<msl::mixed_t<A, B>, C>> inline V mad(const A &a, const B &b, const C &c) {
     return V(V(a) * V(b) + V(c));
 }
-template <class A, class B, class V = msl::mixed_t<A, B>> inline V min(const A &a, const B &b) {
+template <class A, class B, class V = msl::one_type_t<A, B>> inline V min(const A &a, const B &b) {
     return msl::zip<V>([](auto x, auto y) { return y < x || x != x ? y : x; }, a, b);
 }
-template <class A, class B, class V = msl::mixed_t<A, B>> inline V max(const A &a, const B &b) {
+template <class A, class B, class V = msl::one_type_t<A, B>> inline V max(const A &a, const B &b) {
     return msl::zip<V>([](auto x, auto y) { return x < y || x != x ? y : x; }, a, b);
 }
 template <class A, class B, class C> inline auto min3(const A &a, const B &b, const C &c) { return min(min(a, b), c); }
 template <class A, class B, class C> inline auto max3(const A &a, const B &b, const C &c) { return max(max(a, b), c); }
 template <class A> inline A median3(A a, A b, A c) { return max(min(a, b), min(max(a, b), c)); }
-template <class A, class B, class C> inline auto clamp(const A &a, const B &low, const C &high) { return min(max(a, low), high); }
+template <class A, class B, class C, class V = msl::one_type_t<A, B>, class = msl::one_type_t<V, C>>
+inline auto clamp(const A &a, const B &low, const C &high) {
+    return min(max(a, low), high);
+}
 template <class A, class B, class C, class V = msl::mixed_t<A, B>> inline V mix(const A &a, const B &b, const C &t) {
     return V(V(a) + (V(b) - V(a)) * V(t));
 }
@@ -159,15 +174,12 @@ template <class A, class B, class C> inline auto select(const A &a, const B &b, 
         return bool(c) ? V(b) : V(a);
     }
 }
-template <int N> inline bool all(msl::Vec<bool, N> v) {
+template <class A> inline bool all(const A &a) {
     bool r = true;
-    for (int i = 0; i < N; i++)
-        r &= v.e[i];
+    msl::map([&](bool x) { return r &= x; }, a);
     return r;
 }
-template <int N> inline bool any(msl::Vec<bool, N> v) { return !all(!v); }
-inline bool all(bool v) { return v; }
-inline bool any(bool v) { return v; }
+template <class A> inline bool any(const A &a) { return !all(!a); }
 
 template <class A, class B, class V = msl::mixed_t<A, B>> inline auto dot(const A &a, const B &b) {
     V x(a), y(b);

@@ -16,10 +16,12 @@ template <class T, int N> struct IsVec<Vec<T, N>> : std::true_type {};
 template <class T, int... L> struct Lanes {
     T *e;
     static constexpr int N = sizeof...(L);
+    static constexpr int lanes[] = {L...};
     operator Vec<T, N>() const { return Vec<T, N>(e[L]...); }
+    T &operator[](size_t i) const { return e[lanes[i]]; }
+    template <int... M> Lanes<T, lanes[M]...> operator[](Swizzle<M...>) const { return {e}; }
     const Lanes &operator=(const Lanes &o) const { return *this = (Vec<T, N>)o; }
     const Lanes &operator=(const Vec<T, N> &v) const {
-        constexpr int lanes[] = {L...};
         Vec<T, N> copy = v;
         for (int i = 0; i < N; i++)
             e[lanes[i]] = copy.e[i];
@@ -95,8 +97,11 @@ template <class T, int N> struct alignas(N == 3 ? 4 * sizeof(T) : N * sizeof(T))
     T &operator[](size_t i) { return e[i]; }
     const T &operator[](size_t i) const { return e[i]; }
     T &at(size_t i) { return e[i]; }
-    template <int... L> Lanes<T, L...> operator[](Swizzle<L...>) { return {e}; }
-    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) const {
+    template <int... L> Lanes<T, L...> operator[](Swizzle<L...>) & { return {e}; }
+    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) const & {
+        return Vec<T, sizeof...(L)>(e[L]...);
+    }
+    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) && {
         return Vec<T, sizeof...(L)>(e[L]...);
     }
 
@@ -145,8 +150,11 @@ template <class T, int N> struct Packed : PackedStorage<T, N> {
     template <class S, class = std::enable_if_t<IsScalar<S>::value>> Packed(S s) : Packed(Vec<T, N>(s)) {}
     T &operator[](size_t i) { return e[i]; }
     const T &operator[](size_t i) const { return e[i]; }
-    template <int... L> Lanes<T, L...> operator[](Swizzle<L...>) { return {e}; }
-    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) const {
+    template <int... L> Lanes<T, L...> operator[](Swizzle<L...>) & { return {e}; }
+    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) const & {
+        return Vec<T, sizeof...(L)>(e[L]...);
+    }
+    template <int... L> Vec<T, sizeof...(L)> operator[](Swizzle<L...>) && {
         return Vec<T, sizeof...(L)>(e[L]...);
     }
 #define MSL_PACKED(OP)                                                                                                 \

@@ -152,8 +152,8 @@ impl Compiler {
             self.build(&root, &path, &tools, &flags, &translation)?;
         }
         let image = Image::load(&path, folder)?;
-        let Translation { functions, optional, constants, .. } = translation;
-        Library::new(functions, optional, constants, image)
+        let Translation { functions, optional, constants, guarded, .. } = translation;
+        Library::new(functions, optional, constants, guarded, image)
     }
 
     /// Flags for kernels and runtime alike.
@@ -172,7 +172,8 @@ impl Compiler {
             "-fno-threadsafe-statics",
             "-fwrapv",
             "-fcf-protection=none",
-            "-w",
+            // A narrowing initialiser is an error of Apple's compiler, and no warning of g++ is shown.
+            "-Werror=narrowing",
             "-g1",
         ]
         .map(String::from)

@@ -240,6 +240,11 @@ pub enum FaultKind {
         /// Number of the signal.
         signal: i32,
     },
+    /// A read of a function constant that has no value. Metal makes no pipeline then.
+    UnsetConstant {
+        /// The constant.
+        name: String,
+    },
     /// The threadgroup took more accesses and synchronisation points than
     /// [`RunOptions::budget`](crate::RunOptions::budget).
     Timeout,
@@ -311,6 +316,9 @@ impl fmt::Display for Fault {
                 }
             }
             FaultKind::Trap { signal } => write!(f, "signal {signal}"),
+            FaultKind::UnsetConstant { name } => {
+                write!(f, "read of function constant `{name}`, which has no value")
+            }
             FaultKind::Timeout => write!(f, "the budget of accesses is spent"),
             FaultKind::ThreadgroupMemory { bytes, limit } => {
                 write!(f, "{bytes} bytes of threadgroup memory, the limit is {limit}")

@@ -153,6 +153,8 @@ struct Inner {
     /// For each function: indices that need not be bound.
     optional: Vec<Vec<u32>>,
     constants: Vec<ConstantInfo>,
+    /// For each constant: whether the source asks if it has a value.
+    guarded: Vec<bool>,
     image: Image,
 }
 
@@ -161,9 +163,10 @@ impl Library {
         functions: Vec<FunctionInfo>,
         optional: Vec<Vec<u32>>,
         constants: Vec<ConstantInfo>,
+        guarded: Vec<bool>,
         image: Image,
     ) -> Result<Self, CompileError> {
-        Ok(Library { inner: Arc::new(Inner { functions, optional, constants, image }) })
+        Ok(Library { inner: Arc::new(Inner { functions, optional, constants, guarded, image }) })
     }
 
     /// The kernels that were compiled.

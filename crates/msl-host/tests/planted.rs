@@ -185,9 +185,13 @@ fn function_constants_cost_no_compilation() {
         y.to_vec::<i32>().unwrap()[0]
     };
     let none = FunctionConstants::new();
-    assert_eq!(value(none.clone()), 100);
+    let once = none.clone().set(0, ConstantValue::Bool(false));
+    assert_eq!(value(once.clone()), 100);
     assert_eq!(value(none.clone().set(0, ConstantValue::Bool(true))), 200);
-    assert_eq!(value(none.clone().set_named("add", ConstantValue::Int(4))), 5);
+    assert_eq!(value(once.set_named("add", ConstantValue::Int(4))), 5);
+    let dispatch = Dispatch::threads([1, 1, 1], [1, 1, 1]).bind(Binding::buffer(0, &y, 0));
+    let found = fault(run(&library, "f", &none, dispatch));
+    assert_eq!(found.kind, FaultKind::UnsetConstant { name: "twice".into() });
     assert!(matches!(
         library.function("f", &none.clone().set(3, ConstantValue::UInt(1))),
         Err(FunctionError::ConstantType { index: 3, .. })

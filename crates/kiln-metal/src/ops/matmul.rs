@@ -1,15 +1,18 @@
 //! Matrix products: a simdgroup per rows of weights for few rows of inputs, tiles for many.
 
+mod routed;
+#[cfg(test)]
+mod tests;
+
 use super::elementwise;
 use super::row_groups::GROUP;
 use crate::caps::{Caps, SIMD_WIDTH};
 use crate::dispatch::{Dispatch, Lowering, Missing};
 use crate::library::{ALIGNED, COMMON, FunctionConstant, Library, MSL_3_1, QUANT};
 use crate::view::View;
-use kiln_core::ops::{
-    Activation, GatedMatmul, GeluMul, InputLayout, Matmul, MatmulId, Precision, SiluMul,
-};
+use kiln_core::ops::{Activation, GatedMatmul, GeluMul, InputLayout, Matmul, Precision, SiluMul};
 use kiln_core::{DType, KernelArgs, kernel_args};
+pub(super) use routed::matmul_id;
 
 kernel_args! {
     /// Arguments of a product of few rows. Strides of inputs and outputs are elements; slots belong to
@@ -109,9 +112,6 @@ const MSL_4_0: (u32, u32) = (4, 0);
 /// Threads that compute a tile.
 const TILE_THREADS: usize = 4 * SIMD_WIDTH;
 
-/// Simdgroups of a threadgroup that groups slots by expert.
-const EXPERT_SIMDGROUPS: usize = 8;
-
 const WEIGHTS: &str = include_str!("../../kernels/weights.metal");
 
 pub(super) static MAT_VEC: Library = Library {
@@ -132,7 +132,7 @@ pub(super) static MAT_MAT: Library = Library {
     version: MSL_3_1,
 };
 
-pub(super) static TENSOR: Library = Library {
+pub(crate) static TENSOR: Library = Library {
     name: "mat_mat_tensor",
     texts: &[COMMON, QUANT, include_str!("../../kernels/mat_mat_tensor.metal")],
     arguments: TensorArgs::msl,
@@ -441,268 +441,4 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) -> R
     }
     lowering.barrier();
     product(up, Some(&gated), output, Mode::Up).lower(lowering)
-}
-
-/// A routed product in the terms of both kernels.
-struct Routed<'a> {
-    op: &'a MatmulId<View>,
-    m: usize,
-    top_k: usize,
-    experts: usize,
-    n: usize,
-    k: usize,
-}
-
-/// `output[m, s] = weight[ids[m, s]] * input[m, s]`
-pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) -> Result<(), Missing> {
-    let [m, top_k] = [op.ids.extent(0), op.ids.extent(1)];
-    let [experts, n, k] = [op.weight.extent(0), op.weight.extent(1), op.weight.extent(2)];
-    let routed = Routed { op, m, top_k, experts, n, k };
-    match select(m, false) {
-        Route::MatVec => routed.mat_vec(lowering),
-        Route::MatMat | Route::Tensor => routed.mat_mat(lowering),
-    }
-}
-
-impl Routed<'_> {
-    fn is_aligned(&self) -> bool {
-        let MatmulId { input, weight, .. } = self.op;
-        self.k.is_multiple_of(GROUP)
-            && input.is_aligned(GROUP)
-            && (weight.dtype().is_quantized() || weight.is_aligned(GROUP))
-    }
-
-    /// Elements from the input of a slot to that of the next: 0 where slots share it.
-    fn input_slot_stride(&self) -> u64 {
-        let input = &self.op.input;
-        if input.rank() == 3 { input.stride(1) } else { 0 }
-    }
-
-    fn mat_vec(&self, lowering: &mut Lowering) -> Result<(), Missing> {
-        let MatmulId { input, weight, ids, output, .. } = self.op;
-        let arguments = MatVecArgs {
-            input_stride: input.stride(0),
-            input_slot_stride: self.input_slot_stride(),
-            head_stride: 0,
-            row_bytes: weight.stride_bytes(1) as u64,
-            expert_bytes: weight.stride_bytes(0) as u64,
-            output_stride: output.stride(0),
-            output_slot_stride: output.stride(1),
-            ids_stride: ids.stride(0),
-            n: self.n as u32,
-            k: self.k as u32,
-            head_dim: self.k as u32,
-            top_k: self.top_k as u32,
-            experts: self.experts as u32,
-            reserved: 0,
-        };
-        let [rows, simdgroups] = mat_vec_shape(weight.dtype(), 1, Mode::Product);
-        let groups = [self.n.div_ceil(rows * simdgroups), self.m * self.top_k, 1];
-        lowering.dispatch(
-            self.flags(Dispatch::new(&MAT_VEC, mat_vec_name(weight, input)))
-                .constant(ROWS, rows as u32)
-                .constant(COLUMNS, 1)
-                .arguments(&arguments)
-                .read(input)
-                .read(weight)
-                .read(input)
-                .read(ids)
-                .write(output)
-                .grid(groups, [SIMD_WIDTH * simdgroups, 1, 1]),
-        )
-    }
-
-    fn mat_mat(&self, lowering: &mut Lowering) -> Result<(), Missing> {
-        let MatmulId { input, weight, ids, output, precision } = self.op;
-        let count = self.m * self.top_k;
-        let slots = lowering.workspace(DType::U32, count);
-        // An expert has at most one tile that is not full; one entry more for the slots of none.
-        let entries = count / TILE[0] + self.experts + 1;
-        let tiles = lowering.workspace(DType::U32, 3 * entries);
-        let arguments = ExpertTilesArgs {
-            ids_stride: ids.stride(0),
-            slots: count as u32,
-            top_k: self.top_k as u32,
-            experts: self.experts as u32,
-            reserved: 0,
-        };
-        let groups = (self.experts + 1).div_ceil(EXPERT_SIMDGROUPS);
-        lowering.dispatch(
-            Dispatch::new(&MAT_MAT, "expert_tiles")
-                .arguments(&arguments)
-                .read(ids)
-                .write(&slots)
-                .write(&tiles)
-                .grid([groups, 1, 1], [SIMD_WIDTH * EXPERT_SIMDGROUPS, 1, 1]),
-        )?;
-        lowering.barrier();
-        let arguments = MatMatArgs {
-            input_stride: input.stride(0),
-            input_slot_stride: self.input_slot_stride(),
-            head_stride: 0,
-            row_bytes: weight.stride_bytes(1) as u64,
-            expert_bytes: weight.stride_bytes(0) as u64,
-            output_stride: output.stride(0),
-            output_slot_stride: output.stride(1),
-            m: self.m as u32,
-            n: self.n as u32,
-            k: self.k as u32,
-            head_dim: self.k as u32,
-            top_k: self.top_k as u32,
-            experts: self.experts as u32,
-        };
-        lowering.dispatch(
-            self.flags(Dispatch::new(&MAT_MAT, mat_mat_name(weight, input, *precision)))
-                .arguments(&arguments)
-                .read(input)
-                .read(weight)
-                .read(input)
-                .read(&slots)
-                .read(&tiles)
-                .write(output)
-                .threadgroup_memory(tile_bytes(weight.dtype(), *precision, Mode::Product))
-                .grid([entries, self.n.div_ceil(TILE[1]), 1], [TILE_THREADS, 1, 1]),
-        )
-    }
-
-    fn flags(&self, dispatch: Dispatch) -> Dispatch {
-        dispatch
-            .flag(ALIGNED, self.is_aligned())
-            .flag(HEAD_MAJOR, false)
-            .flag(GELU, false)
-            .constant(MODE, Mode::Product as u32)
-            .flag(ROUTED, true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::view::Memory;
-
-    fn view(memory: usize, dtype: DType, shape: impl Into<kiln_core::Shape>) -> View {
-        View::contiguous(Memory::Buffer(memory), 0, dtype, shape)
-    }
-
-    fn product(m: usize, weight: DType, precision: Precision) -> Matmul<View> {
-        Matmul {
-            input: view(0, DType::F32, [m, 512]),
-            weight: view(1, weight, [100, 512]),
-            output: view(2, DType::F32, [m, 100]),
-            input_layout: InputLayout::RowMajor,
-            precision,
-        }
-    }
-
-    fn lowered(op: &Matmul<View>, caps: &Caps) -> Dispatch {
-        let mut lowering = Lowering::new(caps);
-        matmul(op, &mut lowering).unwrap();
-        assert_eq!(lowering.phases.len(), 1);
-        lowering.phases[0][0].clone()
-    }
-
-    fn value(dispatch: &Dispatch, constant: FunctionConstant) -> u32 {
-        dispatch.kernel.constants.iter().find(|(c, _)| *c == constant).unwrap().1
-    }
-
-    const TENSOR_CAPS: Caps = Caps { tensor_ops: true, ..Caps::APPLE7 };
-
-    #[test]
-    fn few_rows_are_columns_of_a_mat_vec() {
-        for m in [1, 7, MAT_VEC_MAX_ROWS] {
-            let op = product(m, DType::Q4_0, Precision::Fast);
-            let dispatch = lowered(&op, &TENSOR_CAPS);
-            assert_eq!(dispatch.kernel.function, "mat_vec_q4_0_f32");
-            assert_eq!(value(&dispatch, COLUMNS), m as u32);
-            let rows = if m > 4 { 2 } else { 4 };
-            assert_eq!(value(&dispatch, ROWS), rows);
-            assert_eq!(dispatch.threadgroups, [100usize.div_ceil(2 * rows as usize), 1, 1]);
-            assert_eq!(dispatch.threads, [64, 1, 1]);
-        }
-    }
-
-    #[test]
-    fn many_rows_are_tiles() {
-        let m = MAT_VEC_MAX_ROWS + 1;
-        let fast = lowered(&product(m, DType::Q4K, Precision::Fast), &Caps::APPLE7);
-        assert_eq!(fast.kernel.function, "mat_mat_q4_k_f32");
-        assert_eq!((fast.threadgroups, fast.threads), ([1, 2, 1], [128, 1, 1]));
-        assert_eq!(fast.threadgroup_memory, 8 << 10);
-        let exact = lowered(&product(65, DType::Q4K, Precision::Exact), &Caps::APPLE7);
-        assert_eq!(exact.kernel.function, "mat_mat_q4_k_exact_f32");
-        assert_eq!((exact.threadgroups, exact.threadgroup_memory), ([3, 2, 1], 12 << 10));
-        let plain = lowered(&product(m, DType::BF16, Precision::Exact), &Caps::APPLE7);
-        assert_eq!(plain.kernel.function, "mat_mat_bf16_f32");
-    }
-
-    #[test]
-    fn the_tensor_units_take_what_becomes_f16() {
-        let name = |weight, precision| {
-            lowered(&product(33, weight, precision), &TENSOR_CAPS).kernel.function
-        };
-        assert_eq!(name(DType::Q6K, Precision::Fast), "mat_mat_tensor_q6_k_f32");
-        assert_eq!(name(DType::F16, Precision::Fast), "mat_mat_tensor_f16_f32");
-        assert_eq!(name(DType::Q6K, Precision::Exact), "mat_mat_q6_k_exact_f32");
-        assert_eq!(name(DType::BF16, Precision::Fast), "mat_mat_bf16_f32");
-        let mut by_head = product(33, DType::Q6K, Precision::Fast);
-        by_head.input = view(0, DType::F32, [4, 33, 128]);
-        by_head.input_layout = InputLayout::HeadMajor;
-        assert_eq!(lowered(&by_head, &TENSOR_CAPS).kernel.function, "mat_mat_q6_k_f32");
-    }
-
-    #[test]
-    fn every_tile_fits_in_threadgroup_memory() {
-        for weight in DType::WEIGHTS {
-            for precision in [Precision::Fast, Precision::Exact] {
-                for mode in [Mode::Product, Mode::Gated, Mode::Up] {
-                    let bytes = tile_bytes(weight, precision, mode);
-                    assert!(bytes <= Caps::APPLE7.threadgroup_memory, "{weight} {mode:?}");
-                }
-                let rows = (1..=MAT_VEC_MAX_ROWS).map(|m| mat_vec_shape(weight, m, Mode::Product));
-                assert!(rows.into_iter().all(|[rows, _]| (1..=MAX_ROWS).contains(&rows)));
-            }
-        }
-    }
-
-    fn gated(caps: &Caps, m: usize, up: DType) -> Vec<Vec<String>> {
-        let op = GatedMatmul {
-            input: view(0, DType::F32, [m, 512]),
-            gate: view(1, DType::Q4K, [100, 512]),
-            up: view(2, up, [100, 512]),
-            output: view(3, DType::F32, [m, 100]),
-            activation: Activation::Silu,
-            precision: Precision::Fast,
-        };
-        let mut lowering = Lowering::new(caps);
-        gated_matmul(&op, &mut lowering).unwrap();
-        let names = |phase: Vec<Dispatch>| phase.into_iter().map(|d| d.kernel.function).collect();
-        lowering.phases.into_iter().map(names).collect()
-    }
-
-    #[test]
-    fn a_gated_product_of_one_type_is_one_dispatch() {
-        assert_eq!(gated(&Caps::APPLE7, 1, DType::Q4K), [["mat_vec_q4_k_f32"]]);
-        assert_eq!(gated(&Caps::APPLE7, 9, DType::Q4K), [["mat_mat_q4_k_f32"]]);
-        let two = [["mat_mat_q4_k_f32"], ["mat_mat_q6_k_f32"]];
-        assert_eq!(gated(&Caps::APPLE7, 9, DType::Q6K), two);
-        let tensors = gated(&TENSOR_CAPS, 9, DType::Q4K);
-        assert_eq!(tensors[0], ["mat_mat_tensor_q4_k_f32"; 2]);
-        assert_eq!(tensors[1], ["silu_mul_f32"]);
-    }
-
-    #[test]
-    fn many_routed_rows_are_grouped_by_expert_first() {
-        let op = MatmulId {
-            input: view(0, DType::F32, [40, 512]),
-            weight: view(1, DType::Q4K, [5, 100, 512]),
-            ids: view(2, DType::U32, [40, 2]),
-            output: view(3, DType::F32, [40, 2, 100]),
-            precision: Precision::Fast,
-        };
-        let mut lowering = Lowering::new(&Caps::APPLE7);
-        matmul_id(&op, &mut lowering).unwrap();
-        assert_eq!(lowering.phases[0][0].kernel.function, "expert_tiles");
-        // 80 slots in two full tiles, one that is not for each expert, one of slots without.
-        assert_eq!(lowering.phases[1][0].threadgroups, [2 + 5 + 1, 2, 1]);
-    }
 }

@@ -4,7 +4,7 @@ mod attention;
 mod elementwise;
 mod head_norm_rope;
 mod kv_cache;
-mod matmul;
+pub(crate) mod matmul;
 mod moe;
 mod norms;
 mod row_groups;

@@ -3,6 +3,7 @@
 use super::{Command, DeviceMemory, Fault, Runtime};
 use crate::caps::Caps;
 use crate::library::{ConstantKind, FunctionConstant, Library};
+use crate::ops::matmul;
 use kiln_core::{Error, Result, SharedBytes};
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::{NSObjectProtocol, ProtocolObject};
@@ -32,24 +33,9 @@ const LEAST_BORROWED: usize = PAGE;
 /// The first macOS with the language version of the kernels.
 const LEAST_MACOS: isize = 14;
 
-/// A product of two tensors, as `mpp::tensor_ops` has it: compiles where the tensor API is there.
-const TENSOR_PROBE: &str = "\
-#include <metal_stdlib>
-#include <metal_tensor>
-#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
-using namespace metal;
-using namespace mpp::tensor_ops;
-
-[[kernel]] void probe(
-    tensor<device half, dextents<int, 2>> a [[buffer(0)]],
-    tensor<device half, dextents<int, 2>> b [[buffer(1)]],
-    tensor<device float, dextents<int, 2>> c [[buffer(2)]])
-{
-    constexpr auto shape = matmul2d_descriptor(64, 32, 32, false, true, false);
-    matmul2d<shape, execution_simdgroups<4>> product;
-    product.run(a, b, c);
-}
-";
+/// The kernels that are left of the tensor library where `PROBE` is defined.
+const TENSOR_PROBES: [&str; 3] =
+    ["mat_mat_tensor_q4_0_f32", "mat_mat_tensor_q4_0_f16", "mat_mat_tensor_q4_0_bf16"];
 
 /// The system's GPU.
 pub(crate) struct Apple {
@@ -193,13 +179,19 @@ fn compile(
         .map_err(|error| message(&error))
 }
 
+/// Whether the kernels that use the tensor API compile, and become pipelines.
 fn has_tensor_ops(device: &ProtocolObject<dyn MTLDevice>) -> bool {
     device.supportsFamily(MTLGPUFamily::Metal4)
         && autoreleasepool(|_| {
-            let library = compile(device, TENSOR_PROBE, MTLLanguageVersion::Version4_0);
-            let function =
-                library.ok().and_then(|l| l.newFunctionWithName(&NSString::from_str("probe")));
-            function.is_some_and(|f| device.newComputePipelineStateWithFunction_error(&f).is_ok())
+            let source = format!("#define PROBE\n{}", matmul::TENSOR.source());
+            let Ok(library) = compile(device, &source, MTLLanguageVersion::Version4_0) else {
+                return false;
+            };
+            TENSOR_PROBES.iter().all(|name| {
+                let function = library.newFunctionWithName(&NSString::from_str(name));
+                function
+                    .is_some_and(|f| device.newComputePipelineStateWithFunction_error(&f).is_ok())
+            })
         })
 }
 

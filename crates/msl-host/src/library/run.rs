@@ -1,6 +1,7 @@
 //! Loads compiled libraries and runs their kernels.
 
 mod faults;
+mod signals;
 mod workspace;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub(crate) struct Image {
     _folder: tempfile::TempDir,
     worker_bytes: usize,
     run: Run,
+    trap: signals::Trap,
     entries: Vec<usize>,
     constants: Vec<RawConstant>,
     derive: unsafe extern "C" fn(),
@@ -63,9 +65,10 @@ impl Image {
         let library = unsafe { libloading::Library::new(&path) }.map_err(load)?;
         // SAFETY: the runtime and the translator define these symbols with these types; the functions take
         // nothing and only return sizes.
-        let (run, derive, entries, constants, worker_bytes, launch_bytes) = unsafe {
+        let (run, trap, derive, entries, constants, worker_bytes, launch_bytes) = unsafe {
             (
                 *library.get::<Run>(b"msl_run\0").map_err(load)?,
+                *library.get::<signals::Trap>(b"msl_trap\0").map_err(load)?,
                 *library.get::<unsafe extern "C" fn()>(b"msl_derive_constants\0").map_err(load)?,
                 *library.get::<*const usize>(b"msl_entries\0").map_err(load)?,
                 *library.get::<*const RawConstant>(b"msl_constants\0").map_err(load)?,
@@ -95,6 +98,7 @@ impl Image {
             _folder: folder,
             worker_bytes: worker_bytes as usize,
             run,
+            trap,
             entries: entry_list,
             constants: constant_list,
             derive,
@@ -316,6 +320,17 @@ pub(super) fn dispatch(
         (options.exited_threads_leave_barriers, launch::EXITED_LEAVE),
         (workers > 1, launch::SHARED),
     ];
+    let unset: Vec<u64> = image
+        .constants
+        .iter()
+        .zip(function.values.iter().zip(&function.library.guarded))
+        .map(|(raw, (value, guarded))| match value.is_none() && !guarded {
+            true => raw.value as u64,
+            false => 0,
+        })
+        .collect();
+    let unset_low = unset.iter().copied().filter(|&at| at != 0).min().unwrap_or(0);
+    let unset_end = unset.iter().copied().max().map_or(0, |last| last + 1);
     let mut launch = Box::new(Launch {
         entry: image.entries[function.index] as *const libc::c_void,
         arena_base: arena_base as u64,
@@ -327,6 +342,10 @@ pub(super) fn dispatch(
         budget: options.budget.max(2),
         memory_limit: options.threadgroup_memory_limit.min(workspace::SHARED_BYTES as u64),
         next_group: 0,
+        unset: unset.as_ptr(),
+        unset_count: unset.len() as u64,
+        unset_low,
+        unset_bytes: if unset_low == 0 { 0 } else { unset_end - unset_low },
         first_stamp: (STAMPS.fetch_add(1, Ordering::Relaxed) + 1) & 0xffff_ffff,
         buffers: pointers,
         threadgroup_bytes: shared,
@@ -344,7 +363,7 @@ pub(super) fn dispatch(
     drop(states);
     let count = (launch.fault_count as usize).min(launch::MAX_FAULTS);
     if count > 0 {
-        return Err(faults::to_error(image, &info.name, &launch.faults[..count]));
+        return Err(faults::to_error(function, &launch.faults[..count]));
     }
     Ok(counters)
 }
@@ -365,12 +384,13 @@ fn set_constants(function: &Function) {
     unsafe { (image.derive)() };
 }
 
-struct Pass(*mut launch::WorkerHead, Run);
+struct Pass(*mut launch::WorkerHead, Run, signals::Trap);
 // SAFETY: each worker is passed to one thread; what they share is accessed atomically by the runtime.
 unsafe impl Send for Pass {}
 
 impl Pass {
     fn run(self) {
+        let _handler = signals::Handler::new(self.2);
         // SAFETY: the worker is filled, has the runtime's size, and is this thread's own.
         unsafe { (self.1)(self.0) }
     }
@@ -378,7 +398,7 @@ impl Pass {
 
 fn run_workers(image: &Image, launch: *mut Launch, spaces: &mut [Workspace]) -> Counters {
     let mut passes: Vec<Pass> =
-        spaces.iter_mut().map(|space| Pass(space.fill(launch), image.run)).collect();
+        spaces.iter_mut().map(|space| Pass(space.fill(launch), image.run, image.trap)).collect();
     let first = passes.swap_remove(0);
     std::thread::scope(|scope| {
         for pass in passes {

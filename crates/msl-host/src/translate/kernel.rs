@@ -134,6 +134,8 @@ pub(super) fn parameters(tokens: &[Token<'_>]) -> Result<Vec<Parameter>, Compile
         pointer: bool,
         reference: bool,
         kind: Option<ArgumentKind>,
+        /// Components of the type, where its name ends with their number.
+        width: u32,
     }
     let mut raws = Vec::new();
     for part in split_commas(tokens) {
@@ -166,7 +168,9 @@ pub(super) fn parameters(tokens: &[Token<'_>]) -> Result<Vec<Parameter>, Compile
         let name =
             plain.iter().rev().find(|t| t.kind == Kind::Ident).map_or("", |t| t.text).to_string();
         let (pointer, reference) = (has("*") || has("["), has("&"));
-        raws.push(Raw { list, name, line: plain[0].line, pointer, reference, kind });
+        let digit = plain.iter().rev().nth(1).and_then(|t| t.text.chars().last()?.to_digit(10));
+        let width = digit.unwrap_or(1);
+        raws.push(Raw { list, name, line: plain[0].line, pointer, reference, kind, width });
     }
     let index_of = |list: &[Attribute], name: &str| -> Result<Option<u32>, CompileError> {
         let Some(found) = list.iter().find(|a| a.name == name) else { return Ok(None) };
@@ -183,6 +187,7 @@ pub(super) fn parameters(tokens: &[Token<'_>]) -> Result<Vec<Parameter>, Compile
         used[0].extend(index_of(&raw.list, "buffer")?);
         used[1].extend(index_of(&raw.list, "threadgroup")?);
     }
+    let mut positions = None;
     let mut result = Vec::with_capacity(raws.len());
     for raw in raws {
         let conditional = raw.list.iter().any(|a| a.name == "function_constant");
@@ -222,12 +227,34 @@ pub(super) fn parameters(tokens: &[Token<'_>]) -> Result<Vec<Parameter>, Compile
                     reason: "not an attribute of compute kernels",
                 });
             }
+            if POSITIONS.contains(&builtin.name.as_str()) {
+                let width = raw.width;
+                if width > 1 && positions.is_some_and(|other| other != width) {
+                    return Err(CompileError::Syntax {
+                        line: raw.line,
+                        message: "positions and sizes of a kernel have one number of components"
+                            .into(),
+                    });
+                }
+                positions = if width > 1 { Some(width) } else { positions };
+            }
             Source::Builtin(builtin.name.clone())
         };
         result.push(Parameter { source, conditional });
     }
     Ok(result)
 }
+
+/// Attributes whose types, where they are vectors, have one number of components in a kernel.
+const POSITIONS: [&str; 7] = [
+    "thread_position_in_grid",
+    "thread_position_in_threadgroup",
+    "threadgroup_position_in_grid",
+    "threads_per_threadgroup",
+    "threads_per_grid",
+    "threadgroups_per_grid",
+    "dispatch_threads_per_threadgroup",
+];
 
 /// Attributes that give a kernel its place in the grid. `msl_rt::Builtin` in the runtime has the same.
 const BUILTINS: [&str; 20] = [

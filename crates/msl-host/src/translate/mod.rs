@@ -22,6 +22,8 @@ pub(crate) struct Translation {
     /// For each function: the indices that need not be bound.
     pub(crate) optional: Vec<Vec<u32>>,
     pub(crate) constants: Vec<ConstantInfo>,
+    /// For each constant: whether the source asks if it has a value.
+    pub(crate) guarded: Vec<bool>,
 }
 
 /// Replaces what the preprocessor must not see: headers of Metal are the shim's.
@@ -193,8 +195,10 @@ impl Translator<'_, '_> {
                 self.seek(token.line);
                 let after = tokens.get(at + 2).is_some_and(|t| t.is("("));
                 let name = tokens[at + 1].text;
-                match scope::swizzle(name) {
-                    Some(lanes) if !after && !self.fields.contains(name) => {
+                let part = scope::component(name).filter(|_| !after && self.of_swizzle(at));
+                match (part, scope::swizzle(name)) {
+                    (Some(lane), _) => self.out.push_str(&format!("[{lane}]")),
+                    (None, Some(lanes)) if !after && !self.fields.contains(name) => {
                         let call = if token.is(".") { ".operator[]" } else { "->operator[]" };
                         self.out.push_str(&format!("{call}(::msl::Swizzle<{lanes}>())"));
                     }
@@ -219,6 +223,16 @@ impl Translator<'_, '_> {
             }
         }
         Ok(at + 1)
+    }
+
+    /// Whether the `.` at `at` follows a swizzle.
+    fn of_swizzle(&self, at: usize) -> bool {
+        let Some([dot, name]) = at.checked_sub(2).and_then(|from| self.tokens.get(from..at)) else {
+            return false;
+        };
+        (dot.is(".") || dot.is("->"))
+            && scope::swizzle(name.text).is_some()
+            && !self.fields.contains(name.text)
     }
 
     /// Writes the entry point of a kernel. `callee` is its name, with template arguments.
@@ -286,7 +300,11 @@ impl Translator<'_, '_> {
         }
         self.out.push_str("}\n}\n");
         let (functions, optional) = self.kernels.into_iter().map(|e| (e.info, e.optional)).unzip();
-        let constants = self.constants.into_iter().map(|c| c.info).collect();
-        Ok(Translation { code: self.out, functions, optional, constants })
+        let constants: Vec<ConstantInfo> = self.constants.into_iter().map(|c| c.info).collect();
+        let asks = |name: &str| {
+            self.tokens.windows(3).any(|w| w[0].is("is_function_constant_defined") && w[2].is(name))
+        };
+        let guarded = constants.iter().map(|constant| asks(&constant.name)).collect();
+        Ok(Translation { code: self.out, functions, optional, constants, guarded })
     }
 }

@@ -17,6 +17,14 @@ pub(super) fn swizzle(name: &str) -> Option<String> {
     })
 }
 
+/// The lane of a component.
+pub(super) fn component(name: &str) -> Option<usize> {
+    match name.len() {
+        1 => ["xyzw", "rgba"].iter().find_map(|letters| letters.find(name)),
+        _ => None,
+    }
+}
+
 /// Names like swizzles that the source declares as fields.
 pub(super) fn fields<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
     let mut found = HashSet::new();

@@ -2,12 +2,14 @@
 
 use std::process::Command;
 
+use super::super::Function;
 use super::super::launch::Fault as Raw;
 use super::Image;
 use crate::{AccessKind, DispatchError, Fault, FaultKind, Region};
 
-pub(super) fn to_error(image: &Image, kernel: &str, raws: &[Raw]) -> DispatchError {
-    let mut faults = raws.iter().map(|raw| fault(image, kernel, raw));
+pub(super) fn to_error(function: &Function, raws: &[Raw]) -> DispatchError {
+    let kernel = &function.info().name;
+    let mut faults = raws.iter().map(|raw| fault(function, kernel, raw));
     match faults.next() {
         Some(first) => DispatchError::Fault { fault: Box::new(first), further: faults.collect() },
         None => DispatchError::Invalid {
@@ -17,7 +19,8 @@ pub(super) fn to_error(image: &Image, kernel: &str, raws: &[Raw]) -> DispatchErr
     }
 }
 
-fn fault(image: &Image, kernel: &str, raw: &Raw) -> Fault {
+fn fault(function: &Function, kernel: &str, raw: &Raw) -> Fault {
+    let image = &function.library.image;
     let region = match raw.region_kind {
         0 | 1 => Region::Buffer(raw.region_index),
         2 => Region::ThreadgroupArgument(raw.region_index),
@@ -54,6 +57,14 @@ fn fault(image: &Image, kernel: &str, raw: &Raw) -> Fault {
         },
         5 => FaultKind::Trap { signal: raw.signal },
         6 => FaultKind::Timeout,
+        8 => FaultKind::UnsetConstant {
+            name: function
+                .library
+                .constants
+                .get(raw.region_index as usize)
+                .map(|constant| constant.name.clone())
+                .unwrap_or_default(),
+        },
         _ => FaultKind::ThreadgroupMemory { bytes: raw.size, limit: 0 },
     };
     let line = if raw.line != 0 { Some(raw.line) } else { line_of(image, raw.pc) };

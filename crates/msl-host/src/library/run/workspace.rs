@@ -1,5 +1,6 @@
 //! Memory of a worker that is kept between dispatches: stacks, threadgroup memory, constant bytes.
 
+use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
 use super::super::launch::{Launch, MAX_THREADS, RawCounters, WorkerHead};
@@ -69,7 +70,7 @@ impl Memory {
 }
 
 /// Memory of a worker, taken from a pool and given back on drop.
-pub(super) struct Workspace(Option<Memory>);
+pub(super) struct Workspace(ManuallyDrop<Memory>);
 
 static POOL: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
 
@@ -86,22 +87,17 @@ impl Workspace {
         while memory.bytes.len() < super::INDICES {
             memory.bytes.push(Slot::new(BYTES_EACH + 16)?);
         }
-        Ok(Workspace(Some(memory)))
-    }
-
-    fn memory(&mut self) -> &mut Memory {
-        // The value is only taken by `drop`.
-        self.0.as_mut().unwrap_or_else(|| unreachable!())
+        Ok(Workspace(ManuallyDrop::new(memory)))
     }
 
     /// Place of the constant bytes of a binding.
     pub(super) fn bytes(&mut self, at: usize) -> *mut u8 {
-        self.memory().bytes[at].base()
+        self.0.bytes[at].base()
     }
 
     /// Fills the part of the worker that the host knows.
     pub(super) fn fill(&mut self, launch: *mut Launch) -> *mut WorkerHead {
-        let memory = self.memory();
+        let memory = &mut *self.0;
         let head = WorkerHead {
             launch,
             counters: RawCounters::default(),
@@ -119,7 +115,7 @@ impl Workspace {
     }
 
     pub(super) fn counters(&mut self) -> RawCounters {
-        let worker: *const WorkerHead = self.memory().worker.as_ptr().cast();
+        let worker: *const WorkerHead = self.0.worker.as_ptr().cast();
         // SAFETY: `fill` wrote the head and the runtime has returned.
         unsafe { (*worker).counters }
     }
@@ -127,9 +123,9 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        if let Some(memory) = self.0.take() {
-            POOL.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
-        }
+        // SAFETY: the value is not used again.
+        let memory = unsafe { ManuallyDrop::take(&mut self.0) };
+        POOL.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 }
 
