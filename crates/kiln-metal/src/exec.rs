@@ -186,8 +186,9 @@ impl<'a, R: Runtime> Baking<'a, R> {
         let named = |problem: String| {
             self.problem(format!("step {index}, {}: {problem}", step.op.describe()))
         };
-        let pipeline = self.pipelines.get(self.runtime, &dispatch.kernel).map_err(named)?;
         let threads: usize = dispatch.threads.iter().product();
+        let pipeline = self.pipelines.get(self.runtime, &dispatch.kernel, threads);
+        let pipeline = pipeline.map_err(named)?;
         let limit = self.runtime.threads(&pipeline);
         if threads > limit {
             let function = &dispatch.kernel.function;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What tells pipelines apart.
-type Key = (&'static str, String, Vec<(FunctionConstant, u32)>);
+type Key = (&'static str, String, Vec<(FunctionConstant, u32)>, usize);
 
 /// The pipelines of a device.
 pub(crate) struct Pipelines<R: Runtime> {
@@ -27,13 +27,18 @@ impl<R: Runtime> Default for Pipelines<R> {
 }
 
 impl<R: Runtime> Pipelines<R> {
-    /// The pipeline of a kernel.
+    /// The pipeline of a kernel that runs with `threads` threads of a threadgroup.
     ///
     /// # Errors
     /// The log of the compiler, with the file and the function.
-    pub(crate) fn get(&self, runtime: &R, kernel: &Kernel) -> Result<Arc<R::Pipeline>, String> {
+    pub(crate) fn get(
+        &self,
+        runtime: &R,
+        kernel: &Kernel,
+        threads: usize,
+    ) -> Result<Arc<R::Pipeline>, String> {
         let Kernel { library, function, constants } = kernel;
-        let key = (library.name, function.clone(), constants.clone());
+        let key = (library.name, function.clone(), constants.clone(), threads);
         // A map is never left half changed, so that one after a panic is still right.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = made.pipelines.get(&key) {
@@ -51,7 +56,7 @@ impl<R: Runtime> Pipelines<R> {
             }
         };
         let pipeline = runtime
-            .pipeline(&compiled, function, constants)
+            .pipeline(&compiled, function, constants, threads)
             .map_err(|log| format!("kernel {function} of {}.metal: {log}", library.name))?;
         let pipeline = Arc::new(pipeline);
         made.pipelines.insert(key, Arc::clone(&pipeline));

@@ -104,6 +104,7 @@ impl Runtime for Noting {
         (): &(),
         function: &str,
         _: &[(FunctionConstant, u32)],
+        _: usize,
     ) -> Result<String, String> {
         self.notes.lock().unwrap().pipelines.push(function.to_owned());
         Ok(function.to_owned())

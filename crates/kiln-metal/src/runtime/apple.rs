@@ -374,6 +374,7 @@ impl Runtime for Apple {
         library: &AppleLibrary,
         function: &str,
         constants: &[(FunctionConstant, u32)],
+        threads: usize,
     ) -> Result<ApplePipeline, String> {
         autoreleasepool(|_| {
             let values = MTLFunctionConstantValues::new();
@@ -390,7 +391,15 @@ impl Runtime for Apple {
             let name = NSString::from_str(function);
             let function = library.0.newFunctionWithName_constantValues_error(&name, &values);
             let function = function.map_err(|error| message(&error))?;
-            let state = self.device.newComputePipelineStateWithFunction_error(&function);
+            // The compiler keeps to as many registers as leave room for the threads.
+            let descriptor = MTLComputePipelineDescriptor::new();
+            descriptor.setComputeFunction(Some(&function));
+            descriptor.setMaxTotalThreadsPerThreadgroup(threads);
+            let state = self.device.newComputePipelineStateWithDescriptor_options_reflection_error(
+                &descriptor,
+                MTLPipelineOption::None,
+                None,
+            );
             Ok(ApplePipeline { state: state.map_err(|error| message(&error))? })
         })
     }

@@ -354,6 +354,7 @@ impl Runtime for Host {
         library: &msl_host::Library,
         function: &str,
         constants: &[(FunctionConstant, u32)],
+        _: usize,
     ) -> Result<HostPipeline, String> {
         let mut values = FunctionConstants::new();
         for (constant, value) in constants {

@@ -57,7 +57,7 @@ pub(crate) trait Runtime: Send + Sync + Sized + 'static {
     /// The log of the compiler.
     fn library(&self, library: &Library, source: &str) -> Result<Self::Library, String>;
 
-    /// Specialises a function.
+    /// Specialises a function, to run with `threads` threads of a threadgroup.
     ///
     /// # Errors
     /// What the compiler reports.
@@ -66,6 +66,7 @@ pub(crate) trait Runtime: Send + Sync + Sized + 'static {
         library: &Self::Library,
         function: &str,
         constants: &[(FunctionConstant, u32)],
+        threads: usize,
     ) -> Result<Self::Pipeline, String>;
 
     /// The most threads of a threadgroup that a kernel can run with.
