@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Kernels that may use local memory, and why.
 const ALLOWED: &[(&str, &str)] =
-    &[("head_norm_rope_", "the frame of the subroutine that divides f64 angles")];
+    &[("rope_table", "the frame of the subroutine that divides f64 angles")];
 
 struct Options {
     nvrtc: Option<PathBuf>,

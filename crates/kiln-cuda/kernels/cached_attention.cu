@@ -1,36 +1,62 @@
 // Attention of few queries against a key-value cache, in f32: a block for each key-value head, token
-// and part of the keys; the parts are merged in their order.
+// and part of the keys; the last block to end merges the parts, in their order.
 //
 // Parts begin at fixed positions and a key always goes to the same lanes, so that the bits of a row
 // depend on its own position alone.
 
 struct Q8 {};
 
-// Eight neighbours of a row of the cache.
-__device__ __forceinline__ void load_keys(const float* row, u32 i, bool wide, float (&v)[8]) {
-    float a[4], b[4];
-    load4(row + i, wide, a);
-    load4(row + i + 4, wide, b);
-    #pragma unroll
-    for (int e = 0; e < 4; ++e) { v[e] = a[e]; v[4 + e] = b[e]; }
-}
-template <class C> __device__ __forceinline__ void load_keys(const C* row, u32 i, bool wide, float (&v)[8]) {
-    if (wide) {
-        uint4 t = *(const uint4*)(row + i);
-        const u32 words[4] = {t.x, t.y, t.z, t.w};
+// Eight neighbours of a row of the cache, as they lie there where that takes fewer registers. WIDE: rows
+// start at multiples of 16 bytes.
+template <class C, bool WIDE> struct Eight {
+    uint4 bits;
+    __device__ __forceinline__ void clear() { bits = make_uint4(0, 0, 0, 0); }
+    __device__ __forceinline__ void load(const C* row, u32 i) {
+        if (WIDE) {
+            bits = *(const uint4*)(row + i);
+        } else {
+            u32 words[4];
+            #pragma unroll
+            for (int e = 0; e < 4; ++e) words[e] = row[i + 2 * e].bits | u32(row[i + 2 * e + 1].bits) << 16;
+            bits = make_uint4(words[0], words[1], words[2], words[3]);
+        }
+    }
+    __device__ __forceinline__ void values(float (&v)[8]) const {
+        const u32 words[4] = {bits.x, bits.y, bits.z, bits.w};
         #pragma unroll
         for (int e = 0; e < 8; ++e) v[e] = to_float(C{u16(words[e / 2] >> 16 * (e & 1))});
-    } else {
-        #pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = to_float(row[i + e]);
     }
-}
-__device__ __forceinline__ void load_keys(const Q8* row, u32 i, bool, float (&v)[8]) {
-    const u8* block = (const u8*)row + i / 32 * 34;
-    float d = half_bits(block[0] | block[1] << 8);
-    #pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] = d * float(i8(block[2 + i % 32 + e]));
-}
+};
+struct EightFloats {
+    float kept[8];
+    __device__ __forceinline__ void clear() {
+        #pragma unroll
+        for (int e = 0; e < 8; ++e) kept[e] = 0.0f;
+    }
+    __device__ __forceinline__ void values(float (&v)[8]) const {
+        #pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = kept[e];
+    }
+};
+template <bool WIDE> struct Eight<float, WIDE> : EightFloats {
+    __device__ __forceinline__ void load(const float* row, u32 i) {
+        float a[4], b[4];
+        load4(row + i, WIDE, a);
+        load4(row + i + 4, WIDE, b);
+        #pragma unroll
+        for (int e = 0; e < 4; ++e) { kept[e] = a[e]; kept[4 + e] = b[e]; }
+    }
+};
+template <bool WIDE> struct Eight<Q8, WIDE> : EightFloats {
+    __device__ __forceinline__ void load(const Q8* row, u32 i) {
+        const u8* block = (const u8*)row + i / 32 * 34;
+        float d = half_bits(block[0] | block[1] << 8);
+        #pragma unroll
+        for (int e = 0; e < 8; ++e) kept[e] = d * float(i8(block[2 + i % 32 + e]));
+    }
+};
+template <class C> __device__ __forceinline__ u32 row_bytes(u32 dim) { return dim * sizeof(C); }
+template <> __device__ __forceinline__ u32 row_bytes<Q8>(u32 dim) { return dim / 32 * 34; }
 
 // Positions of the keys that a query may see.
 struct Span {
@@ -47,99 +73,222 @@ struct Span {
     }
 };
 
+// Weights and scores are powers of two: scores count in units of LOG2E.
+#define LOG2E 1.4426950408889634f
+// In place of minus infinity where scores are subtracted.
+#define LEAST -3e38f
+__device__ __forceinline__ float power(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// One copy for all: code that is read once takes longer to read than to run.
+__device__ __noinline__ float capped(float score, float softcap) { return softcap * LOG2E * tanhf(score / (softcap * LOG2E)); }
+
+// Four neighbours of the output of a head; eight lanes have a block of 32.
+__device__ __noinline__ void store_output(const CachedAttentionArgs& args, u64 token, u64 head, u32 i, float a, float b, float c, float d) {
+    const float y[4] = {a, b, c, d};
+    void* output = (void*)(args.output + token * args.output_stride_t + head * args.output_stride_h);
+    #pragma unroll
+    for (int e = 0; e < 4; ++e) store_as(args.element, output, i + e, y[e]);
+    if (!args.q8) return;
+    const u64 blocks = args.heads * args.dim / 32;
+    store_q8((u8*)args.q8 + token * blocks * 48, blocks, u32(head * args.dim) + i, y);
+}
+
+// What values are divided by: the sum of weights, which are relative to the score `top`, with the sink.
+__device__ __forceinline__ float divisor(const CachedAttentionArgs& args, u64 head, float top, float total, float& factor) {
+    factor = 1.0f;
+    if (args.sinks && total > 0.0f) {
+        const float sink = ((const float*)args.sinks)[head] * LOG2E, larger = fmaxf(top, sink);
+        factor = power(top - larger);
+        total = total * factor + power(sink - larger);
+    }
+    // Without a weight all values are zeros.
+    return total > 0.0f ? total : total == 0.0f ? 1.0f : NAN_F;
+}
+
+// The parts of a head, in their order; a warp, of which a lane has four neighbours.
+__device__ void merge(const CachedAttentionArgs& args, u64 token, u64 head, u32 first, u32 end) {
+    const u32 lane = threadIdx.x & 31;
+    const u64 rows = (token * args.heads + head) * args.parts;
+    const float2* statistics = (const float2*)args.statistics + rows;
+    const float* partial = (const float*)args.partial + rows * args.dim;
+    float top = -INF, total = 0.0f, factor;
+    for (u32 part = first + lane; part < end; part += 32) top = fmaxf(top, __ldcg(&statistics[part]).x);
+    top = max(warp_max(top), LEAST);
+    for (u32 part = first + lane; part < end; part += 32) {
+        const float2 s = __ldcg(&statistics[part]);
+        total = fmaf(s.y, power(s.x - top), total);
+    }
+    const float all = divisor(args, head, top, warp_sum(total), factor);
+    factor /= all;
+    #pragma unroll 1
+    for (u32 i = 4 * lane; i < (args.dim + 127) / 128 * 128; i += 128) {
+        float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (u32 tile = first; tile < end; tile += 32) {
+            const u32 count = min(end - tile, 32u);
+            const float share = lane < count ? power(__ldcg(&statistics[tile + lane]).x - top) * factor : 0.0f;
+            #pragma unroll 4
+            for (u32 part = 0; part < count; ++part) {
+                const float weight = __shfl_sync(~0u, share, part);
+                if (i >= args.dim) continue;
+                const float4 x = __ldcg((const float4*)&partial[u64(tile + part) * args.dim + i]);
+                y.x = fmaf(x.x, weight, y.x);
+                y.y = fmaf(x.y, weight, y.y);
+                y.z = fmaf(x.z, weight, y.z);
+                y.w = fmaf(x.w, weight, y.w);
+            }
+        }
+        if (i < args.dim) store_output(args, token, head, i, y.x, y.y, y.z, y.w);
+    }
+}
+
+// Keys and values of a part on their way to the cache. The length may change yet: this is a hint.
+template <class C> __device__ __forceinline__ void ask_for_keys(const CachedAttentionArgs& args, u64 token, u64 kv_head, u64 part) {
+    const Span span(args, token);
+    const i64 begin = max(span.begin, i64(part << args.part_shift));
+    const i64 end = min(min(span.end, i64((part + 1) << args.part_shift)), begin + 64);
+    const u32 bytes = row_bytes<C>(args.dim);
+    for (i64 p = begin + (threadIdx.x >> 1); p < end; p += blockDim.x >> 1) {
+        const u64 slot = args.ring ? u32(p) % u32(args.capacity) : min(u64(p), args.capacity - 1);
+        const u64 row = threadIdx.x & 1 ? args.v + kv_head * args.v_stride_h + slot * args.v_stride_s
+                                        : args.k + kv_head * args.k_stride_h + slot * args.k_stride_s;
+        for (u32 at = 0; at < bytes; at += 128) prefetch((const u8*)row + at);
+    }
+}
+
 // G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight.
-template <class C, int G, int CH, int U> __device__ void cached_attention(const CachedAttentionArgs& args) {
-    constexpr int WARPS = 4;
+template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_attention(const CachedAttentionArgs& args) {
+    constexpr u32 WARPS = 8;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 groups = (args.group + G - 1) / G;
     const u64 token = blockIdx.z / groups, first_head = blockIdx.z % groups * G;
     const u64 kv_head = blockIdx.y, part = blockIdx.x;
     const u32 heads = min(u32(G), u32(args.group - first_head));
+    release();
+    ask_for_keys<C>(args, token, kv_head, part);
+    wait();
     const Span span(args, token);
-    const i64 begin = max(span.begin, i64(part * args.part_keys));
-    const i64 end = min(span.end, i64((part + 1) * args.part_keys));
+    const i64 begin = max(span.begin, i64(part << args.part_shift));
+    const i64 end = min(span.end, i64((part + 1) << args.part_shift));
+    if (!span.valid && part == 0) {
+        // No keys can be right.
+        for (u32 i = 4 * threadIdx.x; i < heads * args.dim; i += 4 * blockDim.x)
+            store_output(args, token, kv_head * args.group + first_head + i / args.dim, i % args.dim, NAN_F, NAN_F, NAN_F, NAN_F);
+    }
+    // The merge reads no part without keys.
+    if (!span.valid || begin >= end) return;
 
+    // Queries in shared memory; later the sums of all key slots.
+    extern __shared__ __align__(16) float rows[];
+    for (u32 i = threadIdx.x; i < G * args.dim; i += blockDim.x) {
+        const u64 head = kv_head * args.group + first_head + min(i / args.dim, heads - 1);
+        rows[i] = load_as(args.element, (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h), i % args.dim) * (args.scale * LOG2E);
+    }
+    __syncthreads();
     // Lanes of a key; a warp looks at 32 / lanes keys together.
     const u32 lanes = args.lanes, keys = 32 / lanes, at = lane % lanes;
     float q[G][CH][8], out[G][CH][8] = {}, top[G], sum[G] = {};
     #pragma unroll
     for (int g = 0; g < G; ++g) {
         top[g] = -INF;
-        const u64 head = kv_head * args.group + min(u32(first_head + g), u32(args.group - 1));
-        const void* row = (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h);
         #pragma unroll
         for (int c = 0; c < CH; ++c) {
-            load8_as(args.element, row, (at + c * lanes) * 8, args.dim, q[g][c]);
+            const u32 i = (at + c * lanes) * 8;
+            float a[4] = {}, b[4] = {};
+            if (i < args.dim) {
+                load4(&rows[g * args.dim + i], true, a);
+                load4(&rows[g * args.dim + i + 4], true, b);
+            }
             #pragma unroll
-            for (int e = 0; e < 8; ++e) q[g][c][e] *= args.scale;
+            for (int e = 0; e < 4; ++e) { q[g][c][e] = a[e]; q[g][c][4 + e] = b[e]; }
         }
     }
-    // The merge reads no part without keys.
-    if (!span.valid || begin >= end) return;
-    const i64 step = WARPS * keys;
-    for (i64 base = begin / (step * U) * (step * U); base < end; base += step * U) {
-        float k[U][CH][8], v[U][CH][8];
+    const u64 k_rows = args.k + kv_head * args.k_stride_h, v_rows = args.v + kv_head * args.v_stride_h;
+    const u32 step = WARPS * keys;
+    #pragma unroll 1
+    for (i64 base = begin - u32(begin) % (step * U); base < end; base += step * U) {
+        Eight<C, WIDE> k[U][CH], v[U][CH];
         bool open[U];
         #pragma unroll
         for (int u = 0; u < U; ++u) {
             const i64 p = base + u * step + warp * keys + lane / lanes;
             open[u] = p >= begin && p < end;
-            const u64 slot = args.ring ? u64(p) % args.capacity : u64(p);
+            const u64 slot = args.ring ? u32(p) % u32(args.capacity) : u64(p);
             #pragma unroll
             for (int c = 0; c < CH; ++c) {
-                u32 i = (at + c * lanes) * 8;
-                #pragma unroll
-                for (int e = 0; e < 8; ++e) k[u][c][e] = v[u][c][e] = 0.0f;
+                const u32 i = (at + c * lanes) * 8;
+                k[u][c].clear();
+                v[u][c].clear();
                 if (open[u] && i < args.dim) {
-                    load_keys((const C*)(args.k + kv_head * args.k_stride_h + slot * args.k_stride_s), i, args.wide, k[u][c]);
-                    load_keys((const C*)(args.v + kv_head * args.v_stride_h + slot * args.v_stride_s), i, args.wide, v[u][c]);
+                    k[u][c].load((const C*)(k_rows + slot * args.k_stride_s), i);
+                    v[u][c].load((const C*)(v_rows + slot * args.v_stride_s), i);
                 }
+            }
+        }
+        float score[G][U] = {};
+        #pragma unroll
+        for (int u = 0; u < U; ++u)
+            #pragma unroll
+            for (int c = 0; c < CH; ++c) {
+                float x[8];
+                k[u][c].values(x);
+                #pragma unroll
+                for (int g = 0; g < G; ++g)
+                    #pragma unroll
+                    for (int e = 0; e < 8; ++e) score[g][u] = fmaf(q[g][c][e], x[e], score[g][u]);
+            }
+        #pragma unroll 1
+        for (u32 o = lanes / 2; o; o >>= 1) {
+            #pragma unroll
+            for (int g = 0; g < G; ++g)
+                #pragma unroll
+                for (int u = 0; u < U; ++u) score[g][u] += __shfl_xor_sync(~0u, score[g][u], o);
+        }
+        if (args.softcap > 0.0f) {
+            #pragma unroll
+            for (int g = 0; g < G; ++g)
+                #pragma unroll
+                for (int u = 0; u < U; ++u) score[g][u] = capped(score[g][u], args.softcap);
+        }
+        // Scores become weights.
+        #pragma unroll
+        for (int g = 0; g < G; ++g) {
+            float larger = top[g];
+            #pragma unroll
+            for (int u = 0; u < U; ++u) {
+                score[g][u] = open[u] ? score[g][u] : -INF;
+                larger = fmaxf(larger, score[g][u]);
+            }
+            const float from = max(larger, LEAST), old = power(top[g] - from);
+            top[g] = larger;
+            sum[g] *= old;
+            #pragma unroll
+            for (int c = 0; c < CH; ++c)
+                #pragma unroll
+                for (int e = 0; e < 8; ++e) out[g][c][e] *= old;
+            #pragma unroll
+            for (int u = 0; u < U; ++u) {
+                score[g][u] = power(score[g][u] - from);
+                sum[g] += score[g][u];
             }
         }
         #pragma unroll
-        for (int g = 0; g < G; ++g) {
-            float score[U], larger = top[g];
+        for (int u = 0; u < U; ++u)
             #pragma unroll
-            for (int u = 0; u < U; ++u) {
-                float s = 0.0f;
+            for (int c = 0; c < CH; ++c) {
+                float x[8];
+                v[u][c].values(x);
                 #pragma unroll
-                for (int c = 0; c < CH; ++c)
+                for (int g = 0; g < G; ++g)
                     #pragma unroll
-                    for (int e = 0; e < 8; ++e) s = fmaf(q[g][c][e], k[u][c][e], s);
-                score[u] = s;
+                    for (int e = 0; e < 8; ++e) out[g][c][e] = fmaf(score[g][u], x[e], out[g][c][e]);
             }
-            for (u32 o = lanes / 2; o; o >>= 1)
-                #pragma unroll
-                for (int u = 0; u < U; ++u) score[u] += __shfl_xor_sync(~0u, score[u], o);
-            #pragma unroll
-            for (int u = 0; u < U; ++u) {
-                if (args.softcap > 0.0f) score[u] = args.softcap * tanhf(score[u] / args.softcap);
-                if (open[u]) larger = fmaxf(larger, score[u]);
-            }
-            if (larger > -INF) {
-                const float old = expf(top[g] - larger);
-                top[g] = larger;
-                sum[g] *= old;
-                #pragma unroll
-                for (int c = 0; c < CH; ++c)
-                    #pragma unroll
-                    for (int e = 0; e < 8; ++e) out[g][c][e] *= old;
-                #pragma unroll
-                for (int u = 0; u < U; ++u) {
-                    const float weight = open[u] ? expf(score[u] - larger) : 0.0f;
-                    sum[g] += weight;
-                    #pragma unroll
-                    for (int c = 0; c < CH; ++c)
-                        #pragma unroll
-                        for (int e = 0; e < 8; ++e) out[g][c][e] = fmaf(weight, v[u][c][e], out[g][c][e]);
-                }
-            }
-        }
     }
 
     // The key slots of the block are merged in their order; a lane of each warp for each.
     __shared__ float tops[G][32], sums[G][32];
-    extern __shared__ float rows[];
     const u32 slots = WARPS * keys, mine = warp * keys + lane / lanes;
     #pragma unroll
     for (int g = 0; g < G; ++g) {
@@ -149,96 +298,70 @@ template <class C, int G, int CH, int U> __device__ void cached_attention(const 
         }
     }
     __syncthreads();
-    float all[G], total[G];
     #pragma unroll
     for (int g = 0; g < G; ++g) {
-        const float slot_top = lane < slots ? tops[g][lane] : -INF, slot_sum = lane < slots ? sums[g][lane] : 0.0f;
-        all[g] = warp_max(slot_top);
-        const float share = slot_sum > 0.0f ? expf(slot_top - all[g]) : 0.0f;
-        total[g] = warp_sum(slot_sum * share);
-        const float factor = __shfl_sync(~0u, share, mine);
+        const float all = warp_max(lane < slots ? tops[g][lane] : -INF), factor = power(top[g] - max(all, LEAST));
         #pragma unroll
-        for (int c = 0; c < CH; ++c)
-            #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                u32 i = (at + c * lanes) * 8 + e;
-                if (i < args.dim) rows[(g * slots + mine) * args.dim + i] = out[g][c][e] * factor;
-            }
+        for (int c = 0; c < CH; ++c) {
+            const u32 i = (at + c * lanes) * 8;
+            if (i >= args.dim) continue;
+            float4* row = (float4*)&rows[(g * slots + mine) * args.dim + i];
+            row[0] = make_float4(out[g][c][0] * factor, out[g][c][1] * factor, out[g][c][2] * factor, out[g][c][3] * factor);
+            row[1] = make_float4(out[g][c][4] * factor, out[g][c][5] * factor, out[g][c][6] * factor, out[g][c][7] * factor);
+        }
     }
     __syncthreads();
-    #pragma unroll
-    for (int g = 0; g < G; ++g) {
-        if (g >= heads) break;
-        const u64 head = kv_head * args.group + first_head + g;
+
+    // A warp for each head, and a lane for four neighbours.
+    const u32 first_part = u32(span.begin >> args.part_shift), end_part = u32((span.end - 1) >> args.part_shift) + 1;
+    const bool alone = end_part - first_part == 1;
+    const u64 head = kv_head * args.group + first_head + warp;
+    if (warp < heads) {
+        const float slot_top = lane < slots ? tops[warp][lane] : -INF, all = max(warp_max(slot_top), LEAST);
+        const float total = warp_sum(lane < slots ? sums[warp][lane] * power(slot_top - all) : 0.0f);
+        float factor = 1.0f;
+        if (alone) {
+            const float divide = divisor(args, head, all, total, factor);
+            factor /= divide;
+        }
         const u64 row = (token * args.heads + head) * args.parts + part;
-        for (u32 i = threadIdx.x; i < args.dim; i += blockDim.x) {
-            float y = 0.0f;
-            for (u32 s = 0; s < slots; ++s) y += rows[(g * slots + s) * args.dim + i];
-            ((float*)args.partial)[row * args.dim + i] = y;
-        }
-        if (threadIdx.x == 0) ((float2*)args.statistics)[row] = make_float2(all[g], total[g]);
-    }
-}
-
-// The sum of the parts over the sum of the weights: a block for each token and head.
-__device__ void merge(const CachedAttentionArgs& args) {
-    constexpr u32 TILE = 128;
-    __shared__ float shares[TILE];
-    const u64 token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
-    const Span span(args, token);
-    const float2* statistics = (const float2*)args.statistics + blockIdx.x * u64(args.parts);
-    const float* partial = (const float*)args.partial + blockIdx.x * u64(args.parts) * args.dim;
-    const u32 first = span.valid ? u32(span.begin / i64(args.part_keys)) : 0;
-    const u32 end = span.valid ? u32((span.end - 1) / i64(args.part_keys)) + 1 : 0;
-    float all = -INF;
-    for (u32 part = first + threadIdx.x; part < end; part += blockDim.x) all = fmaxf(all, statistics[part].x);
-    all = block_max(all);
-    const bool any = all > -INF;
-    const float sink = args.sinks && any ? ((const float*)args.sinks)[head] : -INF;
-    all = fmaxf(all, sink);
-    float total = 0.0f, y[4] = {};
-    for (u32 tile = first; tile < end; tile += TILE) {
-        const u32 count = min(end - tile, TILE);
-        __syncthreads();
-        for (u32 part = threadIdx.x; part < count; part += blockDim.x) {
-            const float2 s = statistics[tile + part];
-            const float share = s.y > 0.0f ? expf(s.x - all) : 0.0f;
-            shares[part] = share;
-            total += s.y * share;
-        }
-        __syncthreads();
-        #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const u32 i = threadIdx.x + j * blockDim.x;
-            if (i < args.dim) {
-                #pragma unroll 8
-                for (u32 part = 0; part < count; ++part) y[j] = fmaf(partial[u64(tile + part) * args.dim + i], shares[part], y[j]);
+        #pragma unroll 1
+        for (u32 i = 4 * lane; i < args.dim; i += 128) {
+            float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            #pragma unroll 4
+            for (u32 s = 0; s < slots; ++s) {
+                const float4 x = *(const float4*)&rows[(warp * slots + s) * args.dim + i];
+                y = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
             }
+            y = make_float4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
+            if (alone) store_output(args, token, head, i, y.x, y.y, y.z, y.w);
+            else *(float4*)&((float*)args.partial)[row * args.dim + i] = y;
         }
+        if (!alone && lane == 0) ((float2*)args.statistics)[row] = make_float2(all, total);
     }
-    total = block_sum(total);
-    if (sink > -INF) total += expf(sink - all);
-    const u64 output = args.output + token * args.output_stride_t + head * args.output_stride_h;
-    #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const u32 i = threadIdx.x + j * blockDim.x;
-        if (i >= args.dim) break;
-        const float x = !span.valid ? NAN_F : any ? y[j] / total : 0.0f;
-        if (args.element == ELEMENT_F32) ((float*)output)[i] = x;
-        else if (args.element == ELEMENT_F16) ((f16*)output)[i] = from_float<f16>(x);
-        else ((bf16*)output)[i] = from_float<bf16>(x);
-        if (args.q8) {
-            const u64 blocks = args.heads * args.dim / 32;
-            store_q8((u8*)args.q8 + token * blocks * 48, blocks, (head * args.dim + i) / 32, x);
-        }
+    if (alone) return;
+
+    // The last block to come here merges.
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32* counter = (u32*)args.counters + (token * gridDim.y + kv_head) * groups + blockIdx.z % groups;
+        last = atomicAdd(counter, 1) + 1 == end_part - first_part;
+        if (last) *counter = 0;
     }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (warp < heads) merge(args, token, head, first_part, end_part);
 }
 
+// Rows that start anywhere have a form of their own, with fewer keys in flight.
 #define INSTANCE(A, C, G, CH) \
-    extern "C" __global__ void __launch_bounds__(128, 2) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { begin(); cached_attention<C, G, CH, 4 / CH>(args); }
+    extern "C" __global__ void __launch_bounds__(256, 1) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, (CH == 1 ? 4 : 2), true>(args); } \
+    extern "C" __global__ void __launch_bounds__(256, 1) cached_attention_narrow_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, 1, false>(args); }
 #define TYPES(G, CH) INSTANCE(f32, float, G, CH) INSTANCE(f16, f16, G, CH) INSTANCE(bf16, bf16, G, CH) INSTANCE(q8_0, Q8, G, CH)
 TYPES(1, 1)
 TYPES(4, 1)
 TYPES(1, 2)
 TYPES(2, 2)
-extern "C" __global__ void cached_attention_merge(const __grid_constant__ CachedAttentionArgs args) { begin(); merge(args); }

@@ -16,15 +16,20 @@ __device__ __forceinline__ void release() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// One thread asks: many that ask take instructions from the kernel that is waited for.
 __device__ __forceinline__ void wait() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (threadIdx.x == 0) asm volatile("griddepcontrol.wait;" ::: "memory");
+    __syncthreads();
 #endif
 }
 __device__ __forceinline__ void begin() {
     release();
     wait();
 }
+
+// Asks for the line of an address. A hint: it may be given before `wait`.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
 
 #define INF __int_as_float(0x7f800000)
 #define NAN_F __int_as_float(0x7fffffff)
@@ -75,6 +80,12 @@ __device__ __forceinline__ float load_as(u32 element, const void* base, u64 inde
     if (element == ELEMENT_F32) return ((const float*)base)[index];
     if (element == ELEMENT_F16) return to_float(((const f16*)base)[index]);
     return to_float(((const bf16*)base)[index]);
+}
+
+__device__ __forceinline__ void store_as(u32 element, void* base, u64 index, float x) {
+    if (element == ELEMENT_F32) ((float*)base)[index] = x;
+    else if (element == ELEMENT_F16) ((f16*)base)[index] = from_float<f16>(x);
+    else ((bf16*)base)[index] = from_float<bf16>(x);
 }
 
 // Eight neighbours from `i` on, those from `n` on zeros.
@@ -197,41 +208,51 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
     return u64(order) << 32 | index;
 }
 
+// A step of the 8-bit codes of a block, and steps to a unit; too small a block has codes of zero.
+__device__ __forceinline__ float q8_step(float largest) { return largest * (1.0f / 127.0f); }
+__device__ __forceinline__ float q8_steps(float largest) { return largest > 1e-35f ? __fdividef(127.0f, largest) : 0.0f; }
+
 // A block of 32 activations in 8 bits, a value to each lane of a warp: planes of 16 bytes for the
 // lower and the upper halves of the blocks of a row, then {scale, sum, sum, 0} with the sums of the
 // halves in units of the values.
 __device__ __forceinline__ void store_q8(u8* row, u64 blocks, u64 block, float x) {
     const u32 lane = threadIdx.x & 31;
     float largest = warp_max(fabsf(x));
-    int code = largest > 0.0f ? __float2int_rn(x * (127.0f / largest)) : 0;
+    int code = __float2int_rn(x * q8_steps(largest));
     int sum = code;
     #pragma unroll
     for (int o = 8; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
     int upper = __shfl_sync(~0u, sum, 16);
     row[(lane < 16 ? 0 : blocks * 16) + block * 16 + (lane & 15)] = u8(i8(code));
-    float d = largest / 127.0f;
+    float d = q8_step(largest);
     if (lane == 0) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
 }
 
-// The same block, four values from `i` on to each of eight neighbouring lanes.
-__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
-    const u32 lane = threadIdx.x & 31, first = lane & 24, mask = 0xffu << first;
+// The same block, four values from `i` on to each of eight neighbouring lanes; `mask` has the lanes
+// that are here, and only those that are `valid` store.
+__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
+    const u32 lane = threadIdx.x & 31, first = lane & 24;
     float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
     #pragma unroll
     for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
+    const float steps = q8_steps(largest);
     int sum = 0;
     u32 word = 0;
     #pragma unroll
     for (int e = 0; e < 4; ++e) {
-        int code = largest > 0.0f ? __float2int_rn(x[e] * (127.0f / largest)) : 0;
+        int code = __float2int_rn(x[e] * steps);
         sum += code;
         word |= u32(u8(i8(code))) << 8 * e;
     }
     sum += __shfl_xor_sync(mask, sum, 1);
     sum += __shfl_xor_sync(mask, sum, 2);
     int upper = __shfl_sync(mask, sum, first + 4);
+    if (!valid) return;
     const u32 block = i / 32;
     *(u32*)(row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15)) = word;
-    float d = largest / 127.0f;
+    float d = q8_step(largest);
     if (lane == first) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
+}
+__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
+    store_q8(row, blocks, i, x, 0xffu << (threadIdx.x & 24), true);
 }

@@ -1,34 +1,29 @@
-// Per-head RMS normalisation and rotation: a block for each token and group of heads, a warp for
-// each head. The cosines and sines of a token are computed once per block.
+// Per-head RMS normalisation and rotation, and appending to a cache: a block for each token and group
+// of heads, a warp for each head. One launch has up to three such operations.
 
-template <class T> __device__ void head_norm_rope(const HeadNormRopeArgs& args) {
+// Cosines and sines of all tokens. In f64: a frequency in f32 is off by too much at high positions.
+__device__ __forceinline__ void table(const RopeTableArgs& args) {
+    const u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x, values = args.tokens * args.half;
+    if (at >= values) return;
+    const u64 token = at / args.half, i = at % args.half;
+    double angle = double(((const u32*)args.positions)[token]) * exp2(__longlong_as_double(args.exponent) * double(i));
+    if (args.factors) angle = angle / double(((const float*)args.factors)[i]);
+    double turns = angle * 0.15915494309189535;
+    double reduced = (angle - rint(turns) * 6.283185307179586) - rint(turns) * 2.4492935982947064e-16;
+    ((float*)args.output)[at] = cosf(float(reduced));
+    ((float*)args.output)[values + at] = sinf(float(reduced));
+}
+
+template <class T> __device__ __forceinline__ void head_norm_rope(const HeadNormRopeArgs& args, u32 group) {
     extern __shared__ float shared[];
     const u32 dim = args.dim, half = args.half, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 warps = blockDim.x >> 5;
-    float* cosines = shared;
-    float* sines = shared + half;
-    float* head_values = shared + 2 * half + warp * dim;
-    const u64 token = blockIdx.x;
+    float* head_values = shared + warp * dim;
+    const u64 token = blockIdx.x, table_row = args.table_rows == 1 ? 0 : token;
+    const float* cosines = (const float*)(args.cosines + table_row * args.cosines_stride);
+    const float* sines = (const float*)(args.sines + table_row * args.sines_stride);
 
-    for (u32 i = threadIdx.x; i < half; i += blockDim.x) {
-        if (args.cosines) {
-            u64 row = args.table_rows == 1 ? 0 : token;
-            cosines[i] = ((const float*)(args.cosines + row * args.cosines_stride))[i];
-            sines[i] = ((const float*)(args.sines + row * args.sines_stride))[i];
-        } else {
-            // In f64: a frequency in f32 is off by too much at high positions.
-            double position = double(((const u32*)args.positions)[token]);
-            double angle = position * exp2(__longlong_as_double(args.exponent) * double(i));
-            if (args.factors) angle = angle / double(((const float*)args.factors)[i]);
-            double turns = angle * 0.15915494309189535;
-            double reduced = (angle - rint(turns) * 6.283185307179586) - rint(turns) * 2.4492935982947064e-16;
-            cosines[i] = cosf(float(reduced));
-            sines[i] = sinf(float(reduced));
-        }
-    }
-    __syncthreads();
-
-    for (u64 head = blockIdx.y * warps + warp; head < args.heads; head += gridDim.y * warps) {
+    for (u64 head = group * warps + warp; head < args.heads; head += args.groups * warps) {
         const T* input = (const T*)(args.input + token * args.input_stride_t + head * args.input_stride_h);
         float sum = 0.0f;
         for (u32 i = lane; i < dim; i += 32) {
@@ -74,6 +69,14 @@ template <class T> __device__ void head_norm_rope(const HeadNormRopeArgs& args) 
     }
 }
 
-extern "C" __global__ void head_norm_rope_f32(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<float>(args); }
-extern "C" __global__ void head_norm_rope_f16(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<f16>(args); }
-extern "C" __global__ void head_norm_rope_bf16(const __grid_constant__ HeadNormRopeArgs args) { begin(); head_norm_rope<bf16>(args); }
+#define INSTANCE(A, T) \
+    extern "C" __global__ void head_norm_rope_##A(const __grid_constant__ HeadNormRopeArgs a, const __grid_constant__ HeadNormRopeArgs b, const __grid_constant__ HeadNormRopeArgs c) { \
+        begin(); \
+        const u32 group = blockIdx.y, second = a.groups, third = a.groups + b.groups; \
+        const HeadNormRopeArgs args = group < second ? a : group < third ? b : c; \
+        head_norm_rope<T>(args, group < second ? group : group < third ? group - second : group - third); \
+    }
+INSTANCE(f32, float)
+INSTANCE(f16, f16)
+INSTANCE(bf16, bf16)
+extern "C" __global__ void rope_table(const __grid_constant__ RopeTableArgs args) { begin(); table(args); }

@@ -23,16 +23,33 @@ __device__ u64 smallest_key(const float* x, u32 n, u64 above) {
     return block_min(best);
 }
 
+// A block for each row and part of it; the last of a row to end takes the best of all parts.
 __device__ void argmax(const SampleArgs& args) {
-    const float* x = (const float*)(args.logits + blockIdx.x * args.logits_stride);
+    const u32 row = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
+    const float* x = (const float*)(args.logits + row * args.logits_stride);
     u64 best = ~0ull;
-    #pragma unroll 8
-    for (u32 i = threadIdx.x; i < args.n; i += blockDim.x) {
+    #pragma unroll 4
+    for (u32 i = part * blockDim.x + threadIdx.x; i < args.n; i += parts * blockDim.x) {
         u64 key = rank_key(x[i], i);
         best = key < best ? key : best;
     }
     best = block_min(best);
-    if (threadIdx.x == 0) ((u32*)args.output)[blockIdx.x] = best >> 32 == 0xffffffffu ? 0 : u32(best);
+    if (parts > 1) {
+        __shared__ bool last;
+        u64* partial = (u64*)args.partial + u64(row) * parts;
+        if (threadIdx.x == 0) {
+            partial[part] = best;
+            __threadfence();
+            u32* counter = (u32*)args.counters + row;
+            last = atomicAdd(counter, 1) + 1 == parts;
+            if (last) *counter = 0;
+            __threadfence();
+        }
+        __syncthreads();
+        if (!last) return;
+        best = block_min(threadIdx.x < parts ? __ldcg(&partial[threadIdx.x]) : ~0ull);
+    }
+    if (threadIdx.x == 0) ((u32*)args.output)[row] = best >> 32 == 0xffffffffu ? 0 : u32(best);
 }
 
 // Candidates of a row with their weights in fixed point: sums of integers do not depend on an order.

@@ -3,31 +3,41 @@
 //
 // w[0..3] are the codes of values 0..15, four to a word; w[4..7] those of 16..31.
 // A value is `a * code + c`; halves of 16 have scales of their own in some formats.
+// Q, H, S, D: bytes of each plane for 256 values.
 
 struct Planes { const u8 *q, *h, *s, *d; };
 struct Scales { float a[2], c[2]; };
 
-__device__ __forceinline__ uint4 stream16(const u8* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-__device__ __forceinline__ uint2 stream8(const u8* p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
-__device__ __forceinline__ u32 stream4(const u8* p) {
-    u32 v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
-    return v;
-}
-__device__ __forceinline__ u32 stream2(const u8* p) {
-    u16 v;
-    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
-    return v;
-}
+// How planes are read: from device memory, once; or from a copy in shared memory.
+struct Stream {
+    static __device__ __forceinline__ uint4 read16(const u8* p) {
+        uint4 v;
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+        return v;
+    }
+    static __device__ __forceinline__ uint2 read8(const u8* p) {
+        uint2 v;
+        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+        return v;
+    }
+    static __device__ __forceinline__ u32 read4(const u8* p) {
+        u32 v;
+        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+        return v;
+    }
+    static __device__ __forceinline__ u32 read2(const u8* p) {
+        u16 v;
+        asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+        return v;
+    }
+};
+struct Staged {
+    static __device__ __forceinline__ uint4 read16(const u8* p) { return *(const uint4*)p; }
+    static __device__ __forceinline__ uint2 read8(const u8* p) { return *(const uint2*)p; }
+    static __device__ __forceinline__ u32 read4(const u8* p) { return *(const u32*)p; }
+    static __device__ __forceinline__ u32 read2(const u8* p) { return *(const u16*)p; }
+};
 
 __device__ __forceinline__ void nibbles(const uint4& q, int (&w)[8]) {
     const u32 words[4] = {q.x, q.y, q.z, q.w};
@@ -48,9 +58,10 @@ __device__ __forceinline__ void fifth_bits(u32 h, int (&w)[8]) {
 __device__ __forceinline__ Scales one_scale(float a, float c) { return {{a, a}, {c, c}}; }
 
 struct Q4_0 {
+    static constexpr u32 Q = 128, H = 0, S = 16, D = 0;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q; u32 d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream2(p.s + b * 2)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read2(p.s + b * 2)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) {
         float d = half_bits(r.d);
@@ -58,16 +69,18 @@ struct Q4_0 {
     }
 };
 struct Q4_1 {
+    static constexpr u32 Q = 128, H = 0, S = 32, D = 0;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q; u32 d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream4(p.s + b * 4)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read4(p.s + b * 4)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) { return one_scale(half_bits(r.d), half_bits(r.d >> 16)); }
 };
 struct Q5_0 {
+    static constexpr u32 Q = 128, H = 32, S = 16, D = 0;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q; u32 h, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream4(p.h + b * 4), stream2(p.s + b * 2)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read4(p.h + b * 4), M::read2(p.s + b * 2)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); fifth_bits(r.h, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) {
         float d = half_bits(r.d);
@@ -75,16 +88,18 @@ struct Q5_0 {
     }
 };
 struct Q5_1 {
+    static constexpr u32 Q = 128, H = 32, S = 32, D = 0;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q; u32 h, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream4(p.h + b * 4), stream4(p.s + b * 4)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read4(p.h + b * 4), M::read4(p.s + b * 4)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); fifth_bits(r.h, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) { return one_scale(half_bits(r.d), half_bits(r.d >> 16)); }
 };
 struct Q8_0 {
+    static constexpr u32 Q = 128, H = 128, S = 16, D = 0;
     static constexpr bool OFFSET = false, HALVES = false;
     struct Raw { uint4 q, h; u32 d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream16(p.h + b * 16), stream2(p.s + b * 2)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read16(p.h + b * 16), M::read2(p.s + b * 2)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) {
         w[0] = r.q.x; w[1] = r.q.y; w[2] = r.q.z; w[3] = r.q.w;
         w[4] = r.h.x; w[5] = r.h.y; w[6] = r.h.z; w[7] = r.h.w;
@@ -108,16 +123,18 @@ __device__ __forceinline__ void codebook_words(const uint4& q, int (&w)[8]) {
     }
 }
 struct Iq4Nl {
+    static constexpr u32 Q = 128, H = 0, S = 16, D = 0;
     static constexpr bool OFFSET = false, HALVES = false;
     struct Raw { uint4 q; u32 d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream2(p.s + b * 2)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read2(p.s + b * 2)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { codebook_words(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) { return one_scale(half_bits(r.d), 0.0f); }
 };
 struct Iq4Xs {
+    static constexpr u32 Q = 128, H = 0, S = 0, D = 8;
     static constexpr bool OFFSET = false, HALVES = false;
     struct Raw { uint4 q; uint2 d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream8(p.d + (b >> 3) * 8)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read8(p.d + (b >> 3) * 8)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { codebook_words(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32 j) {
         int scale = int((r.d.y >> 4 * j & 15) | (r.d.x >> (16 + 2 * j) & 3) << 4) - 32;
@@ -133,9 +150,10 @@ __device__ __forceinline__ void crumbs(const uint2& q, int (&w)[8]) {
     }
 }
 struct Q2K {
+    static constexpr u32 Q = 64, H = 0, S = 16, D = 4;
     static constexpr bool OFFSET = true, HALVES = true;
     struct Raw { uint2 q; u32 s, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream8(p.q + b * 8), stream2(p.s + b * 2), stream4(p.d + (b >> 3) * 4)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read8(p.q + b * 8), M::read2(p.s + b * 2), M::read4(p.d + (b >> 3) * 4)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { crumbs(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32) {
         float d = half_bits(r.d), m = half_bits(r.d >> 16);
@@ -143,11 +161,12 @@ struct Q2K {
     }
 };
 struct Q3K {
+    static constexpr u32 Q = 64, H = 32, S = 12, D = 2;
     static constexpr bool OFFSET = true, HALVES = true;
     struct Raw { uint2 q; u32 h, s0, s1, s2, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) {
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) {
         const u8* s = p.s + (b >> 3) * 12;
-        return {stream8(p.q + b * 8), stream4(p.h + b * 4), stream4(s), stream4(s + 4), stream4(s + 8), stream2(p.d + (b >> 3) * 2)};
+        return {M::read8(p.q + b * 8), M::read4(p.h + b * 4), M::read4(s), M::read4(s + 4), M::read4(s + 8), M::read2(p.d + (b >> 3) * 2)};
     }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) {
         crumbs(r.q, w);
@@ -181,24 +200,27 @@ __device__ __forceinline__ Scales six_bit_scales(const uint4& d, u32 j) {
     return one_scale(half_bits(d.x) * float(packed & 63), -half_bits(d.x >> 16) * float(packed >> 6 & 63));
 }
 struct Q4K {
+    static constexpr u32 Q = 128, H = 0, S = 0, D = 16;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream16(p.d + (b >> 3) * 16)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read16(p.d + (b >> 3) * 16)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32 j) { return six_bit_scales(r.d, j); }
 };
 struct Q5K {
+    static constexpr u32 Q = 128, H = 32, S = 0, D = 16;
     static constexpr bool OFFSET = true, HALVES = false;
     struct Raw { uint4 q, d; u32 h; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {stream16(p.q + b * 16), stream16(p.d + (b >> 3) * 16), stream4(p.h + b * 4)}; }
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) { return {M::read16(p.q + b * 16), M::read16(p.d + (b >> 3) * 16), M::read4(p.h + b * 4)}; }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) { nibbles(r.q, w); fifth_bits(r.h, w); }
     static __device__ __forceinline__ Scales scales(const Raw& r, u32 j) { return six_bit_scales(r.d, j); }
 };
 struct Q6K {
+    static constexpr u32 Q = 128, H = 64, S = 16, D = 2;
     static constexpr bool OFFSET = true, HALVES = true;
     struct Raw { uint4 q; uint2 h; u32 s, d; };
-    static __device__ __forceinline__ Raw load(const Planes& p, u64 b) {
-        return {stream16(p.q + b * 16), stream8(p.h + b * 8), stream2(p.s + b * 2), stream2(p.d + (b >> 3) * 2)};
+    template <class M = Stream> static __device__ __forceinline__ Raw load(const Planes& p, u64 b) {
+        return {M::read16(p.q + b * 16), M::read8(p.h + b * 8), M::read2(p.s + b * 2), M::read2(p.d + (b >> 3) * 2)};
     }
     static __device__ __forceinline__ void words(const Raw& r, int (&w)[8]) {
         nibbles(r.q, w);

@@ -45,6 +45,8 @@ pub enum Unit {
     Dequantize(DType),
     /// Attention for a head dimension.
     FlashAttention(u32),
+    /// Few rows by weights of a quantised type, on Hopper alone.
+    StreamMatVec(DType),
     /// Products of many rows, on Hopper alone.
     WgmmaMatmul,
     /// Attention for a head dimension, on Hopper alone.
@@ -62,6 +64,7 @@ const PTX: &str = include_str!("../kernels/ptx.cuh");
 const HOPPER: &str = include_str!("../kernels/hopper.cuh");
 const HOPPER_ATTENTION: &str = include_str!("../kernels/hopper_attention.cuh");
 const WEIGHTS: &str = include_str!("../kernels/weights.cuh");
+const DOT: &str = include_str!("../kernels/dot.cuh");
 const TILE_WEIGHTS: &str = include_str!("../kernels/tile_weights.cuh");
 
 /// A part of a unit's text, with the name that messages give it.
@@ -91,6 +94,7 @@ impl Unit {
             Unit::FlashAttentionBlocks,
         ];
         units.extend(DType::QUANTIZED.map(Unit::MatVec));
+        units.extend(DType::QUANTIZED.map(Unit::StreamMatVec));
         for unit in [Unit::ExactMatmul, Unit::MmaMatmul, Unit::Dequantize] {
             units.extend(DType::WEIGHTS.map(unit));
         }
@@ -116,7 +120,17 @@ impl Unit {
 
     /// Whether it has instructions of Hopper alone.
     pub fn needs_hopper(self) -> bool {
-        matches!(self, Unit::WgmmaMatmul | Unit::FlashAttentionWgmma(_))
+        matches!(self, Unit::WgmmaMatmul | Unit::FlashAttentionWgmma(_) | Unit::StreamMatVec(_))
+    }
+
+    /// Whether its kernels are products of few rows.
+    pub(crate) fn is_mat_vec(self) -> bool {
+        matches!(self, Unit::MatVec(_) | Unit::StreamMatVec(_) | Unit::FloatMatVec)
+    }
+
+    /// Whether its kernels are products on tiles.
+    pub(crate) fn is_tiled(self) -> bool {
+        matches!(self, Unit::WgmmaMatmul | Unit::MmaMatmul(_) | Unit::ExactMatmul(_))
     }
 
     /// The text of the unit: argument structs, shared parts, then the file.
@@ -129,7 +143,8 @@ impl Unit {
             }
             Unit::Norms => (ops::norms::NormArgs::cuda(), &[], kernel_file!("norms.cu")),
             Unit::HeadNormRope => (
-                ops::head_norm_rope::HeadNormRopeArgs::cuda(),
+                ops::head_norm_rope::HeadNormRopeArgs::cuda()
+                    + &ops::head_norm_rope::RopeTableArgs::cuda(),
                 &[],
                 kernel_file!("head_norm_rope.cu"),
             ),
@@ -180,9 +195,17 @@ impl Unit {
                 &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
                 kernel_file!("wgmma_matmul.cu"),
             ),
-            Unit::MatVec(_) => {
-                (ops::matmul::MatVecArgs::cuda(), &TILE[..1], kernel_file!("mat_vec.cu"))
-            }
+            Unit::MatVec(_) => (
+                ops::matmul::MatVecArgs::cuda(),
+                &[TILE[0], ("dot.cuh", DOT)],
+                kernel_file!("mat_vec.cu"),
+            ),
+            Unit::StreamMatVec(_) => (
+                ops::stream_mat_vec::StreamMatVecArgs::cuda()
+                    + &ops::stream_mat_vec::MatVecSegment::cuda(),
+                &[TILE[0], ("dot.cuh", DOT), ("ptx.cuh", PTX)],
+                kernel_file!("stream_mat_vec.cu"),
+            ),
             Unit::ExactMatmul(_) => (tile(), &TILE, kernel_file!("exact_matmul.cu")),
             Unit::MmaMatmul(_) => {
                 (tile(), &[TILE[0], TILE[1], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
@@ -205,6 +228,10 @@ impl Unit {
             | Unit::ExactMatmul(dtype)
             | Unit::MmaMatmul(dtype)
             | Unit::Dequantize(dtype) => format!("#define WEIGHT {}\n", format_name(dtype)),
+            Unit::StreamMatVec(dtype) => {
+                let ring = ops::stream_mat_vec::Ring::new(dtype);
+                format!("#define WEIGHT {}\n{}", format_name(dtype), ring.define())
+            }
             Unit::FlashAttention(dim) | Unit::FlashAttentionWgmma(dim) => {
                 format!("#define HEAD_DIM {dim}\n")
             }
@@ -255,6 +282,7 @@ impl fmt::Display for Unit {
             Unit::WgmmaMatmul => f.write_str("wgmma_matmul"),
             Unit::FlashAttentionWgmma(dim) => write!(f, "flash_attention_wgmma_{dim}"),
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
+            Unit::StreamMatVec(dtype) => write!(f, "stream_mat_vec_{dtype}"),
             Unit::ExactMatmul(dtype) => write!(f, "exact_matmul_{dtype}"),
             Unit::MmaMatmul(dtype) => write!(f, "mma_matmul_{dtype}"),
             Unit::Dequantize(dtype) => write!(f, "dequantize_{dtype}"),

@@ -193,14 +193,16 @@ impl Backend for Cuda {
         }
         // The workspace's addresses are part of the arguments: measure, allocate, lower.
         let caps = self.context.caps;
-        let measured = Lowering::run(caps, &steps, 0, Lowering::unlimited());
+        let measured = Lowering::run(caps, &steps, [0; 2], Lowering::unlimited());
         let mut size = measured.ring;
-        if !Lowering::run(caps, &steps, 0, size).fits {
+        if !Lowering::run(caps, &steps, [0; 2], size).fits {
             size = measured.total;
         }
         let workspace = Memory::new(&self.context, size.bytes() as usize)?;
-        let launches = Lowering::run(caps, &steps, workspace.address(), size).steps;
-        let memory = vec![arena, workspace];
+        let counters = Memory::zeroed(&self.context, measured.counters as usize)?;
+        let bases = [&workspace, &counters].map(Memory::address);
+        let launches = Lowering::run(caps, &steps, bases, size).steps;
+        let memory = vec![arena, workspace, counters];
         let (context, modules) = (&self.context, &self.modules);
         Ok(Box::new(CudaExecutable::new(context, modules, plan, launches, memory)?))
     }

@@ -7,6 +7,7 @@ use crate::runtime::graph::{Ahead, Launch, Launches, Param};
 use crate::view::View;
 use kiln_core::KernelArgs;
 use kiln_core::ops::{Op, Precision, Role};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A kernel with its geometry.
@@ -43,8 +44,22 @@ fn with_params(kernel: Kernel, params: Vec<Param>) -> Launch {
 /// What a piece of the workspace was made from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Made {
-    pub(crate) kind: &'static str,
-    pub(crate) from: View,
+    kind: &'static str,
+    from: View,
+    /// A second source.
+    and: Option<View>,
+    /// Numbers that what was made depends on.
+    key: [u64; 2],
+}
+
+impl Made {
+    pub(crate) fn new(kind: &'static str, from: View) -> Self {
+        Self { kind, from, and: None, key: [0; 2] }
+    }
+
+    pub(crate) fn with(self, and: Option<View>, key: [u64; 2]) -> Self {
+        Self { and, key, ..self }
+    }
 }
 
 struct Piece {
@@ -121,6 +136,8 @@ impl WorkspaceSize {
 /// A lowered plan.
 pub(crate) struct Lowered {
     pub(crate) steps: Vec<Launches>,
+    /// Bytes of counters.
+    pub(crate) counters: u64,
     /// A workspace in which pieces take the place of earlier ones.
     pub(crate) ring: WorkspaceSize,
     /// A workspace with a place of its own for each piece.
@@ -129,9 +146,17 @@ pub(crate) struct Lowered {
     pub(crate) fits: bool,
 }
 
+/// How many steps behind a step are looked at for others that its kernel can do too.
+const JOINED_WITHIN: usize = 4;
+
 /// The plan while it is lowered.
-pub(crate) struct Lowering {
+pub(crate) struct Lowering<'a> {
     pub(crate) caps: Caps,
+    steps: &'a [(Op<View>, Vec<usize>)],
+    /// Steps whose work an earlier step does.
+    joined: BTreeMap<usize, usize>,
+    /// Where counters start, and how many bytes of them are taken.
+    counters: Range<u64>,
     /// What fast products of the plan read.
     products: Vec<View>,
     workspace: Workspace,
@@ -140,12 +165,12 @@ pub(crate) struct Lowering {
     done: Vec<Launches>,
 }
 
-impl Lowering {
-    /// Lowers steps; addresses of the workspace count from `base`.
+impl<'a> Lowering<'a> {
+    /// Lowers steps; addresses of the workspace and of the counters count from `base`.
     pub(crate) fn run(
         caps: Caps,
-        steps: &[(Op<View>, Vec<usize>)],
-        base: u64,
+        steps: &'a [(Op<View>, Vec<usize>)],
+        [base, counters]: [u64; 2],
         size: WorkspaceSize,
     ) -> Lowered {
         let workspace = Workspace {
@@ -165,10 +190,25 @@ impl Lowering {
             _ => None,
         });
         let products = products.collect();
-        let mut lowering = Self { caps, products, workspace, step: 0, current, done: Vec::new() };
+        let mut lowering = Self {
+            caps,
+            steps,
+            joined: BTreeMap::new(),
+            counters: counters..counters,
+            products,
+            workspace,
+            step: 0,
+            current,
+            done: Vec::new(),
+        };
         for (step, (op, depends_on)) in steps.iter().enumerate() {
             lowering.step = step;
             lowering.workspace.step = 0;
+            if let Some(leader) = lowering.joined.get(&step) {
+                let depends_on = vec![*leader];
+                lowering.done.push(Launches { depends_on, ..Launches::default() });
+                continue;
+            }
             lowering.current = Launches { depends_on: depends_on.clone(), ..Launches::default() };
             lowering.forget_written(op);
             ops::lower(op, &mut lowering);
@@ -181,6 +221,7 @@ impl Lowering {
         let Workspace { total, largest_step, full, .. } = lowering.workspace;
         Lowered {
             steps: lowering.done,
+            counters: lowering.counters.end - lowering.counters.start,
             ring: WorkspaceSize(total.min((RING_STEPS * largest_step).max(RING))),
             total: WorkspaceSize(total),
             fits: !full,
@@ -190,6 +231,39 @@ impl Lowering {
     /// A workspace without a limit, to measure.
     pub(crate) fn unlimited() -> WorkspaceSize {
         WorkspaceSize(u64::MAX)
+    }
+
+    /// What `take` makes of later steps, at most `most`, becomes part of this step: of the next few
+    /// those that need nothing from this one on.
+    pub(crate) fn join<T>(
+        &mut self,
+        most: usize,
+        take: impl Fn(&Op<View>, &mut Self) -> Option<T>,
+    ) -> Vec<T> {
+        let mut taken = Vec::new();
+        let steps = self.steps;
+        for (step, (op, depends_on)) in steps.iter().enumerate().skip(self.step + 1) {
+            if taken.len() == most || step > self.step + JOINED_WITHIN {
+                break;
+            }
+            let free = depends_on.iter().all(|before| *before < self.step);
+            if !free || self.joined.contains_key(&step) {
+                continue;
+            }
+            let Some(part) = take(op, self) else { continue };
+            taken.push(part);
+            self.joined.insert(step, self.step);
+            self.current.depends_on.extend(depends_on);
+            self.forget_written(op);
+        }
+        taken
+    }
+
+    /// Counters of this step alone, u32: zero before the first run, and left at zero by the kernel.
+    pub(crate) fn counters(&mut self, count: u64) -> u64 {
+        let address = self.counters.end;
+        self.counters.end += count * 4;
+        address
     }
 
     /// Appends a launch; those of a step run in order.
@@ -289,8 +363,10 @@ impl Lowering {
         });
         for piece in &mut self.workspace.pieces {
             let stale = piece.made.as_ref().is_some_and(|made| {
-                let from = made.from.address..made.from.address + made.from.span();
-                written.iter().any(|w| w.start < from.end && from.start < w.end)
+                [Some(made.from), made.and].into_iter().flatten().any(|view| {
+                    let from = view.address..view.address + view.span();
+                    written.iter().any(|range| overlaps(range, &from))
+                })
             });
             if stale {
                 piece.made = None;
@@ -320,6 +396,7 @@ mod tests {
     }
 
     const HOPPER: Caps = Caps { compute: [9, 0], processors: 132, shared: 227 << 10 };
+    const AMPERE: Caps = Caps { compute: [8, 0], processors: 108, shared: 163 << 10 };
 
     /// A view of a tensor of its own, at an address of its own.
     fn view(dtype: DType, shape: [usize; 2], base: u64) -> View {
@@ -355,7 +432,7 @@ mod tests {
             (scale, vec![0, 1]),
             (product(x, weight, outputs[2]), vec![2]),
         ];
-        let lowered = Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps;
+        let lowered = Lowering::run(AMPERE, &steps, [0; 2], Lowering::unlimited()).steps;
         assert_eq!(names(&lowered[0]), ["activations_q8", "mat_vec_1"]);
         assert_eq!(names(&lowered[1]), ["mat_vec_1"]);
         assert_eq!(lowered[1].depends_on, [0]);
@@ -364,15 +441,40 @@ mod tests {
 
     #[test]
     fn a_norm_makes_the_activations_of_the_products_that_follow() {
-        let x = view(DType::F32, [2, 256], 1 << 20);
-        let h = view(DType::F32, [2, 256], 2 << 20);
-        let y = view(DType::F32, [2, 64], 3 << 20);
-        let weight = imported(DType::Q8_0, [64, 256], 4 << 20);
-        let norm = Op::RmsNorm(RmsNorm { input: x, weight: None, output: h, eps: 1e-6 });
-        let steps = [(norm, vec![]), (product(h, weight, y), vec![0])];
-        let lowered = Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps;
-        assert_eq!(names(&lowered[0]), ["rms_norm_f32_1"]);
-        assert_eq!(names(&lowered[1]), ["mat_vec_2"]);
+        for (caps, rows) in [(AMPERE, 1), (HOPPER, 2)] {
+            let x = view(DType::F32, [rows, 256], 1 << 20);
+            let h = view(DType::F32, [rows, 256], 2 << 20);
+            let y = view(DType::F32, [rows, 64], 3 << 20);
+            let weight = imported(DType::Q8_0, [64, 256], 4 << 20);
+            let norm = Op::RmsNorm(RmsNorm { input: x, weight: None, output: h, eps: 1e-6 });
+            let steps = [(norm, vec![]), (product(h, weight, y), vec![0])];
+            let lowered = Lowering::run(caps, &steps, [0; 2], Lowering::unlimited()).steps;
+            assert_eq!(names(&lowered[0]), ["rms_norm_f32_1"]);
+            let stem = if caps.hopper() { "stream_mat_vec" } else { "mat_vec" };
+            assert_eq!(names(&lowered[1]), [format!("{stem}_{rows}")]);
+        }
+    }
+
+    #[test]
+    fn products_of_one_input_are_one_launch() {
+        let x = view(DType::F32, [1, 256], 1 << 20);
+        let [q4, q6] = [DType::Q4K, DType::Q6K].map(|dtype| imported(dtype, [64, 256], 2 << 20));
+        let outputs = [3, 4, 5, 6].map(|at| view(DType::F32, [1, 64], at << 20));
+        let norm = Op::RmsNorm(RmsNorm { input: x, weight: None, output: x, eps: 1e-6 });
+        let steps = [
+            (norm, vec![]),
+            (product(x, q4, outputs[0]), vec![0]),
+            (product(x, q6, outputs[1]), vec![0]),
+            (product(x, q4, outputs[2]), vec![0]),
+            // It needs what the first of them makes.
+            (product(x, q4, outputs[3]), vec![0, 1]),
+        ];
+        let lowered = Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps;
+        assert_eq!(names(&lowered[1]), ["stream_mat_vec_f32"]);
+        assert_eq!(names(&lowered[2]), ["stream_mat_vec_f32"]);
+        assert!(names(&lowered[3]).is_empty());
+        assert_eq!(lowered[3].depends_on, [1]);
+        assert_eq!(names(&lowered[4]), ["stream_mat_vec_f32"]);
     }
 
     #[test]
@@ -381,13 +483,13 @@ mod tests {
         let y = view(DType::F32, [64, 64], 2 << 20);
         let weight = imported(DType::Q6K, [64, 256], 3 << 20);
         let steps = [(product(x, weight, y), vec![])];
-        let lowered = &Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps[0];
+        let lowered = &Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps[0];
         assert_eq!(names(lowered), ["activations_bf16", "wgmma_matmul_128"]);
         let [Ahead { launch, waits, before }] = &lowered.ahead[..] else { panic!() };
         assert_eq!((launch.name.as_str(), &waits[..], *before), ("dequantize_bf16", &[][..], 1));
         let raw = view(DType::Q6K, [64, 256], 3 << 20);
         let steps = [(product(x, raw, y), vec![])];
-        let lowered = &Lowering::run(HOPPER, &steps, 0, Lowering::unlimited()).steps[0];
+        let lowered = &Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps[0];
         let expected = ["pack_q6_k", "activations_bf16", "dequantize_bf16", "wgmma_matmul_128"];
         assert_eq!(names(lowered), expected);
         assert!(lowered.ahead.is_empty());

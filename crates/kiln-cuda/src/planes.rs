@@ -42,7 +42,7 @@ impl Planes {
     }
 
     /// Bytes of each plane for 256 values: codes, high bits, scales of 32, scales of 256.
-    const fn per_256(dtype: DType) -> [usize; 4] {
+    pub(crate) const fn per_256(dtype: DType) -> [usize; 4] {
         match dtype {
             DType::Q4_0 | DType::Iq4Nl => [128, 0, 16, 0],
             DType::Q4_1 => [128, 0, 32, 0],

@@ -13,8 +13,8 @@ pub(crate) fn buffer(tensor: &Tensor) -> Option<&CudaBuffer> {
 pub(crate) fn check(op: &Op<Tensor>) -> Result<(), Unsupported> {
     let fail = |problem: String| Err(Unsupported { op: op.name(), problem, backend: "cuda" });
     if let Op::HeadNormRope(op) = op {
-        let [heads, dim] = [op.input.extent(1) as u64, op.input.extent(2) as u64];
-        if head_norm_rope::warps(dim, op.half as u64, heads).is_none() {
+        let dim = op.input.extent(2) as u64;
+        if head_norm_rope::warps(dim).is_none() {
             return fail(format!("heads of {dim} values do not fit into shared memory"));
         }
     }

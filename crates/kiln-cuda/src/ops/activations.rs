@@ -1,6 +1,7 @@
 //! Inputs of products in the form that their kernels read.
 
 use super::matmul::MAT_VEC_ROWS;
+use super::stream_mat_vec;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering, Made};
 use crate::planes::BLOCK;
@@ -96,6 +97,11 @@ impl Input {
         })
     }
 
+    /// What it was made from.
+    pub(crate) fn view(&self) -> View {
+        self.view
+    }
+
     fn args(&self, output: u64, padded: u64) -> ActivationArgs {
         ActivationArgs {
             input: self.view.address,
@@ -114,7 +120,7 @@ impl Input {
     /// Bytes by blocks of 32 with scales: the address; rows are `48 k / 32` bytes apart.
     pub(crate) fn q8(&self, lowering: &mut Lowering) -> u64 {
         let blocks = self.rows * self.k / BLOCK as u64;
-        let made = Made { kind: self.kinds[0], from: self.view };
+        let made = Made::new(self.kinds[0], self.view);
         lowering.shared(made, blocks * 48, |lowering, output| {
             let kernel = Kernel::new(Unit::Activations, "activations_q8", 1, THREADS as u32);
             let grid = [blocks.div_ceil(THREADS / 32), 1, 1];
@@ -129,7 +135,7 @@ impl Input {
             return (self.view.address, self.stride_row, wide);
         }
         let values = self.rows * self.k;
-        let made = Made { kind: self.kinds[1], from: self.view };
+        let made = Made::new(self.kinds[1], self.view);
         let address = lowering.shared(made, values * 4, |lowering, output| {
             let blocks = values.div_ceil(THREADS);
             let kernel = Kernel::new(Unit::Activations, "activations_f32", blocks, THREADS as u32);
@@ -142,7 +148,7 @@ impl Input {
     pub(crate) fn bf16(&self, lowering: &mut Lowering) -> (u64, u64) {
         let padded = self.k.next_multiple_of(BLOCK as u64);
         let values = self.rows * padded;
-        let made = Made { kind: self.kinds[2], from: self.view };
+        let made = Made::new(self.kinds[2], self.view);
         let address = lowering.shared(made, values * 2, |lowering, output| {
             let blocks = values.div_ceil(THREADS);
             let kernel = Kernel::new(Unit::Activations, "activations_bf16", blocks, THREADS as u32);
@@ -156,11 +162,16 @@ impl Input {
 /// may read them; 0 where none can.
 pub(super) fn provide_q8(output: View, lowering: &mut Lowering) -> u64 {
     let few = output.rank() == 2 && output.extent(0) <= MAT_VEC_ROWS;
-    if !few || output.dtype() != DType::F32 || !output.last().is_multiple_of(BLOCK as u64) {
+    let rounded = lowering.caps.hopper() && stream_mat_vec::rounds(output.extent(0), output.last());
+    if !few
+        || rounded
+        || output.dtype() != DType::F32
+        || !output.last().is_multiple_of(BLOCK as u64)
+    {
         return 0;
     }
     let bytes = output.extent(0) * output.last() / BLOCK as u64 * 48;
-    lowering.provide(Made { kind: ROWS[0], from: output }, bytes)
+    lowering.provide(Made::new(ROWS[0], output), bytes)
 }
 
 /// As [`provide_q8`], bf16 rows for products of many rows, which must be whole blocks long: the address
@@ -172,7 +183,7 @@ pub(super) fn provide_bf16(output: View, lowering: &mut Lowering) -> (u64, u64) 
         return (0, 0);
     }
     let stride = output.last() * 2;
-    let made = Made { kind: ROWS[2], from: output };
+    let made = Made::new(ROWS[2], output);
     let address = lowering.provide(made, output.extent(0) * stride);
     (address, stride)
 }

@@ -176,10 +176,12 @@ kiln_core::kernel_args! {
         capacity: u64,
         /// Keys that a query sees at most, or 0.
         window: u64,
-        /// Keys of a part.
-        part_keys: u64,
         /// The output in 8 bits too, by rows of all heads, or 0.
         q8: u64,
+        /// How many parts are done, u32 by token, key-value head and group of query heads.
+        counters: u64,
+        /// Keys of a part: a power of two, this one.
+        part_shift: u32,
         /// Parts.
         parts: u32,
         /// Query heads of a key-value head.
@@ -192,8 +194,6 @@ kiln_core::kernel_args! {
         element: u32,
         /// Whether the cache wraps around.
         ring: u32,
-        /// Whether rows of the cache start at multiples of 16 bytes.
-        wide: u32,
         /// Multiplies the scores.
         scale: f32,
         /// Soft limit of the scores, or 0.
@@ -210,7 +210,7 @@ pub(crate) const PROMPT_ROWS: u64 = 16;
 /// Keys of a part.
 const PART_KEYS: u64 = 64;
 /// Warps of a block of `cached_attention.cu`.
-const WARPS: u64 = 4;
+const PART_WARPS: u64 = 8;
 
 /// A tile of the attention kernels for a head dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -443,6 +443,9 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
     let rows_of_heads = output.heads_as_rows().filter(|_| dim.is_multiple_of(32));
     let q8 = rows_of_heads.map_or(0, |rows| activations::provide_q8(rows, lowering));
     let (lanes, chunks) = lanes(dim);
+    // Query heads of a block.
+    let together = if group == 1 { 1 } else { 4 / chunks };
+    let groups = group.div_ceil(together);
     let args = CachedAttentionArgs {
         q: q.address,
         q_stride_t: q.stride(0),
@@ -464,34 +467,32 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
         heads,
         capacity: k_cache.extent(1),
         window: op.window.map_or(0, |window| window as u64),
-        part_keys,
+        part_shift: part_keys.ilog2(),
         q8,
+        counters: lowering.counters(tokens * kv_heads * groups),
         parts: parts as u32,
         group: group as u32,
         dim: dim as u32,
         lanes,
         element: element(q.dtype()),
         ring: op.ring.into(),
-        wide: (k_cache.is_wide() && v_cache.is_wide()).into(),
         scale: op.scale,
         softcap: op.softcap.unwrap_or(0.0),
         reserved: 0,
     };
-    let together = if group == 1 { 1 } else { 4 / chunks };
-    let kernel = format!("cached_attention_{}_g{together}_c{chunks}", k_cache.dtype());
-    let slots = WARPS * u64::from(32 / lanes);
-    let kernel = Kernel::new(Unit::CachedAttention, kernel, 1, 32 * WARPS as u32)
-        .grid([parts, kv_heads, tokens * group.div_ceil(together)])
+    let wide = k_cache.dtype().is_quantized() || k_cache.is_wide() && v_cache.is_wide();
+    let narrow = if wide { "" } else { "narrow_" };
+    let kernel = format!("cached_attention_{narrow}{}_g{together}_c{chunks}", k_cache.dtype());
+    let slots = PART_WARPS * u64::from(32 / lanes);
+    let kernel = Kernel::new(Unit::CachedAttention, kernel, 1, 32 * PART_WARPS as u32)
+        .grid([parts, kv_heads, tokens * groups])
         .shared(together * slots * dim * 4);
     lowering.launch(kernel, &args);
-    let threads = dim.next_multiple_of(32).min(128) as u32;
-    let merge = "cached_attention_merge";
-    lowering.launch(Kernel::new(Unit::CachedAttention, merge, tokens * heads, threads), &args);
 }
 
 /// Lanes of a key, eight values each, and how many times they go along it.
 pub(crate) fn lanes(dim: u64) -> (u32, u64) {
-    let lanes = dim.div_ceil(8).next_power_of_two().clamp(4, 32);
+    let lanes = dim.div_ceil(8).next_power_of_two().clamp(8, 32);
     (lanes as u32, dim.div_ceil(8 * lanes))
 }
 
@@ -513,7 +514,7 @@ mod tests {
         for dim in (8..=512).step_by(8) {
             let (lanes, chunks) = lanes(dim);
             assert!(u64::from(lanes) * chunks * 8 >= dim && chunks <= 2, "{dim}");
-            assert!(WARPS * u64::from(32 / lanes) <= 32, "{dim}");
+            assert!(PART_WARPS * u64::from(32 / lanes) <= 32, "{dim}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::activations::{self, Input};
 use super::elementwise;
+use super::stream_mat_vec;
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
@@ -300,8 +301,13 @@ impl Product {
     fn lower(self, precision: Precision, lowering: &mut Lowering) {
         let Self { input, output, output_stride, .. } = self;
         let m = input.rows;
+        let route = select(self.weight.dtype(), precision, m, lowering.caps);
+        if route == Route::MatVec && stream_mat_vec::fits(&self.weight, m, lowering.caps) {
+            let to = (output, output_stride);
+            return stream_mat_vec::products(input, self.weight, to, lowering);
+        }
         let weight = Weight::new(self.weight, lowering);
-        match select(weight.dtype, precision, m, lowering.caps) {
+        match route {
             Route::MatVec => {
                 let args = MatVecArgs {
                     activations: input.q8(lowering),
@@ -523,6 +529,9 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
     let (m, n) = (rows.rows, output.last());
     let one_type = gate.dtype() == up.dtype();
     if one_type && select(gate.dtype(), precision, m, lowering.caps) == Route::MatVec {
+        if [gate, up].iter().all(|weight| stream_mat_vec::fits(weight, m, lowering.caps)) {
+            return stream_mat_vec::gated(rows, [gate, up], activation, output, lowering);
+        }
         let weight = Weight::new(gate, lowering);
         let second = Weight::new(up, lowering).planes;
         let args = MatVecArgs {

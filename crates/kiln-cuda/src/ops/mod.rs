@@ -13,6 +13,7 @@ pub(crate) mod moe;
 pub(crate) mod norms;
 pub(crate) mod rows;
 pub(crate) mod sampling;
+pub(crate) mod stream_mat_vec;
 pub(crate) mod weight;
 
 use crate::lower::Lowering;

@@ -70,8 +70,8 @@ kiln_core::kernel_args! {
         single: u32,
         /// Whether the factor at the end is one value.
         scalar_single: u32,
-        /// Whether all rows and vectors start at multiples of 16 bytes.
-        wide: u32,
+        /// Unused.
+        reserved: u32,
         /// Added to means of squares.
         eps: f32,
     }
@@ -83,7 +83,7 @@ pub(crate) fn geometry(dim: u64) -> (u32, u32) {
     match dim.div_ceil(4) {
         quads @ 0..=256 => (quads.next_multiple_of(32).max(32) as u32, 1),
         257..=512 => (256, 2),
-        513..=1024 => (256, 4),
+        513..=1024 => (512, 2),
         1025..=2048 => (512, 4),
         _ => (1024, 0),
     }
@@ -118,10 +118,11 @@ impl Norm {
         view.address
     }
 
-    fn launch(mut self, name: &str, lowering: &mut Lowering) {
-        self.args.wide = self.views.iter().all(View::is_wide).into();
+    fn launch(self, name: &str, lowering: &mut Lowering) {
         let first = self.views[0];
         let (threads, chunks) = geometry(first.last());
+        let whole = first.last().is_multiple_of(4) && self.views.iter().all(View::is_wide);
+        let chunks = if whole { chunks } else { 0 };
         let kernel = format!("{name}_{}_{chunks}", first.dtype());
         lowering.launch(Kernel::new(Unit::Norms, kernel, first.extent(0), threads), &self.args);
     }

@@ -144,7 +144,7 @@ fn copy_to(input: View, output: u64, to: [u64; 3], output_type: &str, lowering: 
 pub(super) fn contiguous(view: View, lowering: &mut Lowering) -> View {
     let row = view.stride(view.rank() - 1);
     let rows = view.extent(0) * view.extent(1);
-    let made = Made { kind: "rows", from: view };
+    let made = Made::new("rows", view);
     let address = lowering.shared(made, rows * row, |lowering, output| {
         let to = [0, view.extent(1) * row, row];
         copy_to(view, output, to, view.dtype().name(), lowering);

@@ -34,6 +34,10 @@ kiln_core::kernel_args! {
         random: u64,
         /// `[rows]` u32
         output: u64,
+        /// The best of every part of a row, u64.
+        partial: u64,
+        /// How many parts of a row are done, u32.
+        counters: u64,
         /// Length of a row.
         n: u32,
         /// Candidates kept; 0 for all.
@@ -71,6 +75,8 @@ fn args(logits: View, output: View) -> SampleArgs {
         logits_stride: logits.stride(0),
         random: 0,
         output: output.address,
+        partial: 0,
+        counters: 0,
         n: logits.last() as u32,
         top_k: 0,
         temperature: 0.0,
@@ -83,14 +89,27 @@ fn launch(name: &str, logits: View, args: SampleArgs, lowering: &mut Lowering) {
     lowering.launch(Kernel::new(Unit::Sampling, name, logits.extent(0), threads), &args);
 }
 
+/// Values of a part of a row, and most parts.
+const PART: u64 = 4096;
+const PARTS: u64 = 32;
+
+fn largest(logits: View, output: View, lowering: &mut Lowering) {
+    let (rows, parts) = (logits.extent(0), logits.last().div_ceil(PART).min(PARTS));
+    let (partial, counters) = (lowering.workspace(rows * parts * 8), lowering.counters(rows));
+    let args = SampleArgs { partial, counters, ..args(logits, output) };
+    let kernel =
+        Kernel::new(Unit::Sampling, "argmax_f32", 1, threads(logits.last().div_ceil(parts)));
+    lowering.launch(kernel.grid([rows, parts, 1]), &args);
+}
+
 pub(super) fn argmax(op: &Argmax<View>, lowering: &mut Lowering) {
-    launch("argmax_f32", op.input, args(op.input, op.output), lowering);
+    largest(op.input, op.output, lowering);
 }
 
 pub(super) fn sample(op: &Sample<View>, lowering: &mut Lowering) {
     let Sample { logits, random, output, temperature, top_k, top_p } = *op;
     if temperature == 0.0 {
-        return launch("argmax_f32", logits, args(logits, output), lowering);
+        return largest(logits, output, lowering);
     }
     let top_k = u32::try_from(top_k).unwrap_or(0);
     let args =

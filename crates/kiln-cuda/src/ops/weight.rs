@@ -70,7 +70,7 @@ fn packed(view: View, lowering: &mut Lowering) -> PlaneAddresses {
     let Some(planes) = Planes::new(view.dtype(), rows as usize, view.last() as usize) else {
         return PlaneAddresses { q: view.address, h: 0, s: 0, d: 0 };
     };
-    let made = Made { kind: "planes", from: view };
+    let made = Made::new("planes", view);
     let base = lowering.shared(made, planes.bytes() as u64, |lowering, base| {
         for matrix in 0..matrices {
             let source = view.address + if outer == 1 { matrix * view.stride(0) } else { 0 };

@@ -238,6 +238,8 @@ struct Graph<'a> {
     handle: Handle,
     /// Whether a kernel may be launched before the one that it waits for has ended.
     overlap: bool,
+    /// Whether all kernels run one after the other.
+    chain: bool,
 }
 
 impl Graph<'_> {
@@ -284,6 +286,13 @@ impl Graph<'_> {
 
     /// The launches of each step in a row; the first waits for the last of the steps before.
     fn fill(&self, steps: &[Step]) -> Result<()> {
+        if self.chain {
+            let mut last = Vec::new();
+            for ready in steps.iter().flat_map(|step| &step.chain) {
+                last = vec![self.add(ready, &last)?];
+            }
+            return Ok(());
+        }
         // The last node of each step. A step without launches stands for those that it waits for.
         let mut ends: Vec<Vec<Handle>> = Vec::with_capacity(steps.len());
         for step in steps {
@@ -307,6 +316,16 @@ impl Graph<'_> {
     }
 }
 
+/// Whether the kernels of a plan are to run one after the other: each then has a single predecessor, so
+/// that it is launched early and reads weights ahead, which is worth more to products of few rows than
+/// running beside others. Every kernel waits for the one before, and so for all before.
+fn is_chain(steps: &[Step]) -> bool {
+    let mut launches = steps.iter().flat_map(|step| &step.chain).map(|ready| ready.launch.unit);
+    steps.iter().all(|step| step.ahead.is_empty())
+        && launches.clone().any(Unit::is_mat_vec)
+        && !launches.any(Unit::is_tiled)
+}
+
 fn instantiate(context: &Context, steps: &[Step]) -> Result<Handle> {
     let entered = context.enter()?;
     let driver = entered.driver;
@@ -314,7 +333,8 @@ fn instantiate(context: &Context, steps: &[Step]) -> Result<Handle> {
     // SAFETY: the driver writes the handle.
     driver.check("cuGraphCreate", unsafe { (driver.graph_create)(&mut handle, 0) })?;
     let overlap = context.caps.compute >= [9, 0];
-    let built = Graph { driver, handle, overlap }.fill(steps).and_then(|()| {
+    let chain = overlap && is_chain(steps);
+    let built = Graph { driver, handle, overlap, chain }.fill(steps).and_then(|()| {
         let mut executable = ptr::null_mut();
         // SAFETY: a live graph.
         let status = unsafe { (driver.graph_instantiate)(&mut executable, handle, 0) };

@@ -29,6 +29,23 @@ impl Memory {
         Ok(Self { context: Arc::clone(context), address })
     }
 
+    /// Zero bytes.
+    pub(crate) fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        let memory = Self::new(context, bytes)?;
+        memory.fill_zero(bytes)?;
+        Ok(memory)
+    }
+
+    /// Makes the first `bytes` bytes zero; no more than were asked for.
+    fn fill_zero(&self, bytes: usize) -> Result<()> {
+        let entered = self.context.enter()?;
+        // SAFETY: callers stay inside the allocation.
+        let status =
+            unsafe { (entered.driver.memory_fill)(self.address, 0, bytes, entered.stream) };
+        entered.driver.check("cuMemsetD8Async", status)?;
+        entered.wait()
+    }
+
     pub(crate) fn address(&self) -> Address {
         self.address
     }
@@ -56,10 +73,8 @@ pub(crate) struct CudaBuffer {
 impl CudaBuffer {
     /// Zero bytes.
     pub(crate) fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<Self> {
-        let memory = Memory::new(context, bytes)?;
-        let buffer = Self { memory, bytes, planes: None, read_only: false };
-        buffer.clear()?;
-        Ok(buffer)
+        let memory = Memory::zeroed(context, bytes)?;
+        Ok(Self { memory, bytes, planes: None, read_only: false })
     }
 
     /// A weight whose bytes are already in `memory`.
@@ -136,13 +151,7 @@ impl Buffer for CudaBuffer {
 
     fn clear(&self) -> Result<()> {
         self.check_writable()?;
-        let entered = self.enter()?;
-        // SAFETY: the range is the allocation.
-        let status = unsafe {
-            (entered.driver.memory_fill)(self.memory.address, 0, self.bytes, entered.stream)
-        };
-        entered.driver.check("cuMemsetD8Async", status)?;
-        entered.wait()
+        self.memory.fill_zero(self.bytes)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -26,7 +26,7 @@ pub(crate) struct Modules {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<Unit, Handle>,
-    functions: HashMap<(Unit, String), Handle>,
+    functions: HashMap<(Unit, String), (Handle, i32)>,
 }
 
 // SAFETY: handles of the driver, used with the context current.
@@ -99,11 +99,20 @@ impl Modules {
     pub(crate) fn function(&self, unit: Unit, name: &str, shared: u32) -> Result<Handle> {
         /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`
         const DYNAMIC_SHARED: i32 = 8;
+        /// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`, in percent.
+        const CARVEOUT: i32 = 9;
+        /// Dynamic shared memory that needs no permission.
+        const FREE: i32 = 48 << 10;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let entered = self.context.enter()?;
+        let set = |function, attribute, value| {
+            // SAFETY: a live function.
+            let status = unsafe { (entered.driver.function_set)(function, attribute, value) };
+            entered.driver.check(&format!("attribute {attribute} of kernel {name}"), status)
+        };
         let key = (unit, name.to_owned());
-        let function = match loaded.functions.get(&key) {
-            Some(function) => *function,
+        let (function, allowed) = match loaded.functions.get(&key) {
+            Some(known) => *known,
             None => {
                 let module = loaded.modules.get(&unit);
                 let module = *module.ok_or_else(|| error(format!("{unit} is not loaded")))?;
@@ -114,16 +123,17 @@ impl Modules {
                     (entered.driver.module_function)(&mut function, module, text.as_ptr())
                 };
                 entered.driver.check(&format!("kernel {name} of {unit}"), status)?;
-                loaded.functions.insert(key, function);
-                function
+                // A processor divides its memory anew only when it is idle: kernels that are to
+                // run side by side must ask for one division.
+                set(function, CARVEOUT, 100)?;
+                (function, FREE)
             }
         };
-        if shared > 0 {
-            let limit = self.context.caps.shared.min(shared.max(48 << 10)) as i32;
-            // SAFETY: a live function. The larger of all limits stays, as uses only grow.
-            let status = unsafe { (entered.driver.function_set)(function, DYNAMIC_SHARED, limit) };
-            entered.driver.check(&format!("shared memory of kernel {name}"), status)?;
+        let limit = self.context.caps.shared.min(shared) as i32;
+        if limit > allowed {
+            set(function, DYNAMIC_SHARED, limit)?;
         }
+        loaded.functions.insert(key, (function, allowed.max(limit)));
         Ok(function)
     }
 }
