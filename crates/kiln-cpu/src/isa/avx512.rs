@@ -73,6 +73,7 @@ impl Simd for Avx512Vnni {
 
     const NAME: &'static str = "avx512-vnni";
     const COLUMNS: usize = 12;
+    const STRIPS: usize = 2;
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -263,6 +264,11 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn splat_int(self, value: i32) -> Self::I {
         compute!(_mm512_set1_epi32(value))
+    }
+
+    #[inline(always)]
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
+        compute!(_mm512_add_epi32(a, b))
     }
 
     #[inline(always)]

@@ -1,11 +1,13 @@
 //! Activations made ready for a matrix product: quantised, or in f32, packed by tiles of columns.
 //!
-//! A column is one row of the input. Quantised activations have 15 bits, in two planes of one byte
-//! per value ([`Planes`]), with one scale per 32 values: the product with a weight byte is exact in
-//! i32 over a group, so that a result depends neither on the instruction set nor on the tile.
+//! A column is one row of the input. Quantised activations have one scale per group of 32 values, and
+//! 8 bits, or 15 where the group is large beside the rest of its column. They lie in two planes of
+//! one byte per value ([`Planes`]); tiles note which groups need the second. The product with a weight
+//! byte is exact in i32 over a group, so that a result depends neither on the instruction set nor on
+//! the tile.
 
 use super::format::CHUNK;
-use crate::isa::{Planes, Simd};
+use crate::isa::Planes;
 use std::ops::Range;
 
 /// Values that share a scale.
@@ -13,6 +15,10 @@ pub(crate) const SCALE_GROUP: usize = 32;
 
 /// Largest magnitude of a quantised activation: both bytes stay in their ranges.
 const LARGEST: f32 = 127.0 * 128.0;
+
+/// A group has 15 bits where its largest square exceeds this many times the mean square of the
+/// column: the others add at most `LIMIT / 12 / 127^2` of that mean square as an error.
+const LIMIT: f32 = 12.0;
 
 /// What a packed buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(crate) enum Packing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) packing: Packing,
+    /// How quantised values lie.
+    pub(crate) planes: Planes,
     /// Values of a column, a multiple of [`CHUNK`]; past the input's `k` they are zero.
     pub(crate) depth: usize,
     /// Columns, those of padding included.
@@ -43,12 +51,17 @@ pub(crate) struct Layout {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts {
     pub(crate) planes: [usize; 2],
-    /// f32: scales by 32 values (tiles) or by 16 (columns).
+    /// f32: scales by 32 values (tiles) or by 16 (columns). In tiles of bytes, those of the first
+    /// plane.
     pub(crate) scales: usize,
     /// f32: scale times sum by 16 values.
     pub(crate) sums_16: usize,
     /// f32: scale times sum by 32 values.
     pub(crate) sums_32: usize,
+    /// i32, in tiles: sums by 16 and by 32 values.
+    integers: [usize; 2],
+    /// Bytes, in tiles: whether any column of the tile needs the second plane, by 32 values.
+    pub(crate) both_planes: usize,
     /// Bytes in all.
     pub(crate) bytes: usize,
 }
@@ -59,6 +72,12 @@ impl Parts {
     pub(crate) fn sums(&self, group: usize) -> usize {
         if group == 16 { self.sums_16 } else { self.sums_32 }
     }
+
+    /// Sums for a format with that many values per scale.
+    #[inline(always)]
+    pub(crate) fn integers(&self, group: usize) -> usize {
+        self.integers[usize::from(group != 16)]
+    }
 }
 
 impl Layout {
@@ -66,22 +85,29 @@ impl Layout {
     #[inline(always)]
     pub(crate) fn parts(&self, columns: usize) -> Parts {
         let values = self.depth * columns;
-        let mut end = 2 * values;
-        let mut part = |len: usize| {
+        let mut end = 0;
+        let mut part = |bytes: usize| {
             let start = end;
-            end += 4 * len;
+            end += bytes;
             start
         };
-        let (scales, sums_16, sums_32) = match self.packing {
-            Packing::Columns => (part(values / 16), part(values / 16), part(values / 32)),
-            Packing::Tiles => (part(values / SCALE_GROUP), part(values / 16), part(values / 32)),
-            Packing::FloatColumns | Packing::FloatTiles => {
-                end = 4 * values;
-                (0, 0, 0)
+        let (mut scales, mut sums, mut integers, mut both_planes) = (0, [0; 2], [0; 2], 0);
+        match self.packing {
+            Packing::FloatColumns | Packing::FloatTiles => _ = part(4 * values),
+            Packing::Columns | Packing::Tiles => {
+                let tiles = self.packing == Packing::Tiles;
+                part(2 * values);
+                scales = part(values / if tiles { 8 } else { 4 });
+                sums = [part(values / 4), part(values / 8)];
+                if tiles {
+                    integers = [part(values / 4), part(values / 8)];
+                    both_planes = part(self.depth / SCALE_GROUP);
+                }
             }
-        };
+        }
+        let [sums_16, sums_32] = sums;
         let bytes = end.next_multiple_of(64);
-        Parts { planes: [0, values], scales, sums_16, sums_32, bytes }
+        Parts { planes: [0, values], scales, sums_16, sums_32, integers, both_planes, bytes }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -106,12 +132,16 @@ impl Layout {
 /// 32 quantised values.
 struct Quantized {
     planes: [[u8; SCALE_GROUP]; 2],
+    /// `128 * high + low` of the bytes.
     values: [i32; SCALE_GROUP],
     scale: f32,
+    /// Whether any low byte is not zero.
+    both_planes: bool,
 }
 
+/// Quantises 32 values; those with no square above `limit` to 8 bits.
 #[inline(always)]
-fn quantize(planes: Planes, x: &[f32; SCALE_GROUP]) -> Quantized {
+fn quantize(planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Quantized {
     let mut largest = [0f32; 16];
     let mut finite = true;
     for half in x.chunks_exact(16) {
@@ -123,16 +153,20 @@ fn quantize(planes: Planes, x: &[f32; SCALE_GROUP]) -> Quantized {
     let largest = largest.into_iter().fold(0f32, |a, b| if b > a { b } else { a });
     // A subnormal maximum would give an infinite inverse; such values are zero here.
     let inverse = if largest > 1e-30 { LARGEST / largest } else { 0.0 };
+    let both_planes = largest * largest > limit;
     let mut out = Quantized {
         planes: [[0; SCALE_GROUP]; 2],
         values: [0; SCALE_GROUP],
         scale: if finite { largest / LARGEST } else { f32::NAN },
+        both_planes,
     };
+    let keep = if both_planes { -1 } else { !127 };
+    let round = if both_planes { 0 } else { 64 };
     for (i, x) in x.iter().enumerate() {
         // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
         let shifted = x * inverse + 12_582_912.0;
         let value = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);
-        out.values[i] = if finite { value } else { 0 };
+        out.values[i] = if finite { (value + round) & keep } else { 0 };
     }
     match planes {
         Planes::Bytes => {
@@ -153,19 +187,24 @@ fn quantize(planes: Planes, x: &[f32; SCALE_GROUP]) -> Quantized {
     out
 }
 
+/// The largest square that 8 bits are enough for in a column.
+#[inline(always)]
+fn square_limit(x: &[f32]) -> f32 {
+    let mut sums = [0f32; 2 * SCALE_GROUP];
+    for chunk in x.as_chunks::<{ 2 * SCALE_GROUP }>().0 {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x * x);
+    }
+    LIMIT * (sums.iter().sum::<f32>() / x.len() as f32)
+}
+
 /// Packs one column (a row of the input, padded with zeros to the depth) into its tile.
 ///
 /// `column` counts from the start of the tile of `width` columns, whose bytes are `tile`.
 #[inline(always)]
-pub(crate) fn pack_column<S: Simd>(
-    _: S,
-    layout: Layout,
-    x: &[f32],
-    tile: &mut TileBytes<'_>,
-    column: usize,
-) {
+pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, column: usize) {
     let width = tile.width;
     let parts = layout.parts(width);
+    let planes = layout.planes;
     match layout.packing {
         Packing::FloatColumns => {
             tile.floats(column * layout.depth, layout.depth).copy_from_slice(x)
@@ -177,9 +216,9 @@ pub(crate) fn pack_column<S: Simd>(
             }
         }
         Packing::Columns => {
-            let depth = layout.depth;
+            let (depth, limit) = (layout.depth, square_limit(x));
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(S::PLANES, x);
+                let q = quantize(planes, x, limit);
                 let at = column * depth + block * SCALE_GROUP;
                 for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
                     tile.bytes_at(start + at).copy_from_slice(plane);
@@ -194,20 +233,26 @@ pub(crate) fn pack_column<S: Simd>(
             }
         }
         Packing::Tiles => {
+            let limit = square_limit(x);
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(S::PLANES, x);
+                let q = quantize(planes, x, limit);
                 for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
                     for (i, four) in plane.as_chunks::<4>().0.iter().enumerate() {
                         tile.set(start, (block * (SCALE_GROUP / 4) + i) * width + column, *four);
                     }
                 }
-                tile.set(parts.scales, block * width + column, q.scale);
-                for (group, sums) in [(16, parts.sums_16), (32, parts.sums_32)] {
+                let scale = if planes == Planes::Bytes { 128.0 * q.scale } else { q.scale };
+                tile.set(parts.scales, block * width + column, scale);
+                for group in [16, 32] {
                     for (i, values) in q.values.chunks_exact(group).enumerate() {
                         let at = (block * (SCALE_GROUP / group) + i) * width + column;
-                        tile.set(sums, at, q.scale * values.iter().sum::<i32>() as f32);
+                        let sum = values.iter().sum::<i32>();
+                        tile.set(parts.sums(group), at, q.scale * sum as f32);
+                        tile.set(parts.integers(group), at, sum);
                     }
                 }
+                let before = column > 0 && tile.bytes[parts.both_planes + block] != 0;
+                tile.bytes[parts.both_planes + block] = u8::from(before || q.both_planes);
             }
         }
     }

@@ -57,6 +57,9 @@ pub(crate) trait Format: 'static {
     /// Values that share a scale: 16 or 32.
     const GROUP: usize;
 
+    /// Bits of the unsigned values.
+    const BITS: u32;
+
     /// What makes signed codes unsigned: a minimum is minus the scale times this. 0 for formats with
     /// minima of their own.
     const BIAS: f32;
@@ -143,6 +146,7 @@ macro_rules! nibble_format {
 
         impl Format for $Name {
             const GROUP: usize = 32;
+            const BITS: u32 = if $high { 5 } else { 4 };
             const BIAS: f32 = $bias;
 
             #[inline(always)]
@@ -181,6 +185,7 @@ pub(crate) struct Q8_0;
 
 impl Format for Q8_0 {
     const GROUP: usize = 32;
+    const BITS: u32 = 8;
     const BIAS: f32 = 128.0;
 
     #[inline(always)]
@@ -212,6 +217,7 @@ pub(crate) struct Iq4Nl;
 
 impl Format for Iq4Nl {
     const GROUP: usize = 32;
+    const BITS: u32 = 8;
     const BIAS: f32 = 128.0;
 
     #[inline(always)]
@@ -238,6 +244,7 @@ pub(crate) struct Iq4Xs;
 
 impl Format for Iq4Xs {
     const GROUP: usize = 32;
+    const BITS: u32 = 8;
     const BIAS: f32 = 128.0;
 
     #[inline(always)]
@@ -281,6 +288,7 @@ macro_rules! k_format {
 
         impl Format for $Name {
             const GROUP: usize = 32;
+            const BITS: u32 = if $high { 5 } else { 4 };
             const BIAS: f32 = 0.0;
 
             #[inline(always)]
@@ -317,6 +325,7 @@ pub(crate) struct Q6K;
 
 impl Format for Q6K {
     const GROUP: usize = 16;
+    const BITS: u32 = 6;
     const BIAS: f32 = 32.0;
 
     #[inline(always)]
@@ -341,6 +350,7 @@ pub(crate) struct Q2K;
 
 impl Format for Q2K {
     const GROUP: usize = 16;
+    const BITS: u32 = 2;
     const BIAS: f32 = 0.0;
 
     #[inline(always)]
@@ -373,6 +383,7 @@ pub(crate) struct Q3K;
 
 impl Format for Q3K {
     const GROUP: usize = 16;
+    const BITS: u32 = 3;
     const BIAS: f32 = 4.0;
 
     #[inline(always)]

@@ -1,11 +1,11 @@
-//! Products with many columns: a strip of 16 rows is unpacked once, interleaved by fours of values,
+//! Products with many columns: strips of 16 rows are unpacked once, interleaved by fours of values,
 //! and multiplied with tiles of columns. Lane `l` of every vector belongs to row `l` of the strip.
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
 use super::format::{CHUNK, Format, StoredChunk, with_format};
-use crate::isa::{Isa, LANES, Simd, with_simd};
+use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
 use kiln_core::DType;
 
 /// Rows of a strip.
@@ -25,10 +25,10 @@ const FLOAT_DEPTH: usize = 512;
 pub(crate) type UnpackChunk =
     unsafe fn(row: *const u8, index: usize, half: bool, out: &mut StoredChunk);
 
-/// The unpacker of a block type and its values per scale; `None` for plain types.
-pub(crate) fn unpacker(isa: Isa, dtype: DType) -> Option<(UnpackChunk, usize)> {
-    fn of<S: Simd, F: Format>(_: S) -> Option<(UnpackChunk, usize)> {
-        Some((unpack_chunk::<S, F>, F::GROUP))
+/// The unpacker of a block type; `None` for plain types.
+pub(crate) fn unpacker(isa: Isa, dtype: DType) -> Option<UnpackChunk> {
+    fn of<S: Simd, F: Format>(_: S) -> Option<UnpackChunk> {
+        Some(unpack_chunk::<S, F>)
     }
     with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
 }
@@ -48,115 +48,242 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
     );
 }
 
+/// Unpacks rows `first..first + 16`; rows past the last are zero.
+type UnpackStrip = fn(weights: &Weights, first: usize, strip: &mut Strip<'_>);
+
+/// What the kernels of a block type have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Family {
+    /// Values per scale.
+    pub(crate) group: usize,
+    /// Bits of a value where the instruction set has a kernel for them, else 8.
+    pub(crate) bits: u32,
+    /// What to take off every value; 0 for types with minima of their own.
+    bias: i32,
+    /// How the columns are packed.
+    pub(crate) planes: Planes,
+    unpack: UnpackStrip,
+}
+
+impl Family {
+    /// That of a block type; `None` for plain types.
+    pub(crate) fn new(isa: Isa, dtype: DType) -> Option<Self> {
+        fn of<S: Simd, F: Format>(_: S) -> Option<Family> {
+            let bits = match F::BITS {
+                ..=4 if S::NARROW_BYTES => 4,
+                bits if S::NARROW_BYTES => bits,
+                _ => 8,
+            };
+            let (group, bias, planes) = (F::GROUP, F::BIAS as i32, S::tile_planes(bits));
+            Some(Family { group, bits, bias, planes, unpack: unpack_strip::<S, F> })
+        }
+        with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
+    }
+
+    /// Whether values have no minima of their own.
+    pub(crate) fn biased(&self) -> bool {
+        self.bias != 0
+    }
+}
+
+fn unpack_strip<S: Simd, F: Format>(weights: &Weights, first: usize, strip: &mut Strip<'_>) {
+    // SAFETY: an unpacker is only given out for an instruction set that is there.
+    let s = unsafe { S::assume() };
+    s.run(
+        #[inline(always)]
+        || strip.unpack::<S, F>(s, weights, first),
+    );
+}
+
 /// An unpacked strip in a thread's scratch memory.
 pub(crate) struct Strip<'a> {
     /// `[depth / 4][16 rows][4]`
     bytes: &'a mut [u8],
     /// `[depth / group][16 rows]`
     scales: &'a mut [f32],
-    /// As `scales`.
+    /// As `scales`; not filled for types with a bias.
     minima: &'a mut [f32],
 }
 
-/// Scratch bytes of a strip: quants, scales and minima.
-pub(crate) fn strip_bytes(depth: usize, group: usize) -> [usize; 3] {
-    let groups = depth / group * STRIP * size_of::<f32>();
-    [depth * STRIP, groups, groups]
+/// Scratch bytes of so many strips: quants, scales and minima.
+pub(crate) fn strip_bytes(depth: usize, group: usize, strips: usize) -> [usize; 3] {
+    let groups = strips * depth / group * STRIP * size_of::<f32>();
+    [strips * depth * STRIP, groups, groups]
 }
 
-impl<'a> Strip<'a> {
-    /// Wraps scratch memory of [`strip_bytes`].
-    pub(crate) fn new([bytes, scales, minima]: [&'a mut [u8]; 3]) -> Self {
-        let (scales, minima) = (bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(minima));
-        Self { bytes, scales, minima }
-    }
-
-    /// Unpacks rows `first..first + 16`; rows past the last are zero.
-    ///
-    /// # Safety
-    /// The unpacker fits the weights and has `GROUP` values per scale.
+impl Strip<'_> {
     #[inline(always)]
-    pub(crate) unsafe fn unpack<const GROUP: usize>(
-        &mut self,
-        (weights, unpack): (&Weights, UnpackChunk),
-        first: usize,
-    ) {
-        let per_chunk = CHUNK / GROUP;
+    fn unpack<S: Simd, F: Format>(&mut self, s: S, weights: &Weights, first: usize) {
+        let per_chunk = CHUNK / F::GROUP;
+        let count = weights.n.saturating_sub(first).min(STRIP);
         let mut rows = [StoredChunk::ZERO; STRIP];
         for index in 0..weights.k.div_ceil(CHUNK) {
             let half = weights.k - index * CHUNK < CHUNK;
-            for (r, row) in rows.iter_mut().enumerate().take(weights.n - first) {
+            for (r, row) in rows.iter_mut().enumerate().take(count) {
                 // SAFETY: the row and the chunk are inside the weights.
-                unsafe { unpack(weights.row(first + r), index, half, row) };
+                unsafe { row.unpack::<S, F>(s, weights.row(first + r), index, half) };
             }
             for group in 0..per_chunk {
-                let quarter = group * GROUP / LANES;
+                let quarter = group * F::GROUP / LANES;
                 let at = (index * per_chunk + group) * STRIP;
-                for (r, row) in rows.iter().enumerate() {
-                    self.scales[at + r] = row.scale[quarter];
-                    self.minima[at + r] = row.minimum[quarter];
+                for (out, row) in self.scales[at..at + STRIP].iter_mut().zip(&rows) {
+                    *out = row.scale[quarter];
+                }
+                if F::BIAS == 0.0 {
+                    for (out, row) in self.minima[at..at + STRIP].iter_mut().zip(&rows) {
+                        *out = row.minimum[quarter];
+                    }
                 }
             }
             let out = &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
-            for (four, out) in out.as_chunks_mut::<{ 4 * STRIP }>().0.iter_mut().enumerate() {
-                for (out, row) in out.as_chunks_mut::<4>().0.iter_mut().zip(&rows) {
-                    *out = row.q.as_chunks::<4>().0[four];
-                }
+            // Fours of bytes move like f32.
+            let mut fours = [s.splat(0.0); STRIP];
+            for (four, row) in fours.iter_mut().zip(&rows) {
+                // SAFETY: a row of a chunk is 64 bytes.
+                *four = unsafe { s.load(row.q.as_ptr().cast()) };
+            }
+            for (four, out) in s.transpose(fours).into_iter().zip(out.chunks_exact_mut(CHUNK)) {
+                // SAFETY: 64 bytes.
+                unsafe { s.store(out.as_mut_ptr().cast(), four) };
             }
         }
     }
+}
 
-    /// The product of the strip with a tile of `N` columns.
+/// Strips that tiles of columns are multiplied with.
+pub(crate) struct Panel<'a> {
+    family: Family,
+    depth: usize,
+    parts: [&'a mut [u8]; 3],
+}
+
+impl<'a> Panel<'a> {
+    /// Unpacks `V` strips from row `first` on into scratch memory of [`strip_bytes`].
+    pub(crate) fn unpack<const V: usize>(
+        family: Family,
+        weights: &Weights,
+        first: usize,
+        (depth, mut parts): (usize, [&'a mut [u8]; 3]),
+    ) -> Self {
+        for v in 0..V {
+            let [bytes, scales, minima] = parts.each_mut().map(|part| {
+                let len = part.len() / V;
+                &mut part[v * len..(v + 1) * len]
+            });
+            let (scales, minima) =
+                (bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(minima));
+            let mut strip = Strip { bytes, scales, minima };
+            (family.unpack)(weights, first + v * STRIP, &mut strip);
+        }
+        Self { family, depth, parts }
+    }
+
+    /// The products with a tile of `N` columns.
     ///
     /// # Safety
-    /// The strip was unpacked with `GROUP` for the depth of the layout, and `tile` is a tile of `N`
-    /// columns of that layout.
+    /// The family has `GROUP`, `BITS` and whether it is `BIASED`, there are `V` strips of the depth
+    /// of the layout, and `tile` is a tile of `N` columns of that layout.
     #[inline(always)]
-    pub(crate) unsafe fn tile<S: Simd, const GROUP: usize, const N: usize>(
+    pub(crate) unsafe fn tile<
+        S: Simd,
+        const GROUP: usize,
+        const BITS: u32,
+        const BIASED: bool,
+        const V: usize,
+        const N: usize,
+    >(
         &self,
         s: S,
         layout: Layout,
         tile: *const u8,
-    ) -> [S::F; N] {
+    ) -> [[S::F; N]; V] {
+        let words = S::tile_planes(BITS) == Planes::Words;
         let parts = layout.parts(N);
-        let (weights, scales, minima) =
-            (self.bytes.as_ptr(), self.scales.as_ptr(), self.minima.as_ptr());
-        let mut out = [s.splat(0.0); N];
-        for group in 0..layout.depth / GROUP {
-            let fours = group * GROUP / 4..(group + 1) * GROUP / 4;
-            let mut dots = [s.splat_int(0); N];
-            // SAFETY: all offsets are inside the strip and the tile, by their layouts.
+        let [bytes, scales, minima] = self.parts.each_ref().map(|part| part.as_ptr());
+        let (scales, minima) = (scales.cast::<f32>(), minima.cast::<f32>());
+        let groups = self.depth / GROUP;
+        let fours = GROUP / 4;
+        let bias = self.family.bias;
+        let mut out = [[s.splat(0.0); N]; V];
+        for group in 0..groups {
+            let block = group * GROUP / SCALE_GROUP;
+            // SAFETY: all offsets are inside the strips and the tile, by their layouts.
             unsafe {
-                for four in fours.clone() {
-                    let w = s.load_bytes(weights.add(four * 4 * STRIP));
-                    let y = tile.add(parts.planes[0] + four * 4 * N);
-                    for (column, dots) in dots.iter_mut().enumerate() {
-                        *dots = s.dot_plane::<0>(*dots, w, s.splat_bytes4(y.add(4 * column)));
+                let mut strips = [bytes.add(group * GROUP * STRIP); V];
+                for (v, strip) in strips.iter_mut().enumerate() {
+                    *strip = strip.add(v * self.depth * STRIP);
+                }
+                let planes = parts.planes.map(|plane| tile.add(plane + group * GROUP * N));
+                let sums = tile.add(parts.integers(GROUP)).cast::<i32>().add(group * N);
+                let both = words || *tile.add(parts.both_planes + block) != 0;
+                let mut dots = [[s.splat_int(0); N]; V];
+                if BIASED && !both {
+                    add_sums(s, &mut dots, sums, |sum| -bias * (sum >> 7));
+                }
+                dots = s.dot_tile::<BITS, 0, V, N>(dots, strips, planes[0], fours);
+                let mut products = [[s.splat(0.0); N]; V];
+                if both {
+                    for dots in dots.iter_mut().flatten() {
+                        *dots = if words { *dots } else { s.shl_int::<7>(*dots) };
+                    }
+                    if BIASED {
+                        add_sums(s, &mut dots, sums, |sum| -bias * sum);
+                    }
+                    dots = s.dot_tile::<BITS, 1, V, N>(dots, strips, planes[1], fours);
+                    // Scales of bytes are those of the first plane.
+                    let unit = s.splat(1.0 / 128.0);
+                    for (products, dots) in products.iter_mut().zip(dots) {
+                        for (product, dots) in products.iter_mut().zip(dots) {
+                            let dots = s.to_float(dots);
+                            *product = if words { dots } else { s.mul(dots, unit) };
+                        }
+                    }
+                } else {
+                    for (products, dots) in products.iter_mut().zip(dots) {
+                        for (product, dots) in products.iter_mut().zip(dots) {
+                            *product = s.to_float(dots);
+                        }
                     }
                 }
-                for dots in &mut dots {
-                    *dots = s.next_plane(*dots);
-                }
-                for four in fours {
-                    let w = s.load_bytes(weights.add(four * 4 * STRIP));
-                    let y = tile.add(parts.planes[1] + four * 4 * N);
-                    for (column, dots) in dots.iter_mut().enumerate() {
-                        *dots = s.dot_plane::<1>(*dots, w, s.splat_bytes4(y.add(4 * column)));
-                    }
-                }
-                let scale = s.load(scales.add(group * STRIP));
-                let minimum = s.load(minima.add(group * STRIP));
-                let block = group * GROUP / SCALE_GROUP;
                 let factors = tile.add(parts.scales).cast::<f32>().add(block * N);
                 let sums = tile.add(parts.sums(GROUP)).cast::<f32>().add(group * N);
-                for (column, out) in out.iter_mut().enumerate() {
-                    let scaled = s.mul(scale, s.splat(*factors.add(column)));
-                    *out = s.fma(s.to_float(dots[column]), scaled, *out);
-                    *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
+                for (v, out) in out.iter_mut().enumerate() {
+                    let at = (v * groups + group) * STRIP;
+                    let scale = s.load(scales.add(at));
+                    for (column, out) in out.iter_mut().enumerate() {
+                        let scaled = s.mul(scale, s.splat(*factors.add(column)));
+                        *out = s.fma(products[v][column], scaled, *out);
+                    }
+                    if !BIASED {
+                        let minimum = s.load(minima.add(at));
+                        for (column, out) in out.iter_mut().enumerate() {
+                            *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
+                        }
+                    }
                 }
             }
         }
         out
+    }
+}
+
+/// Adds a function of each column's sum to its dot products.
+///
+/// # Safety
+/// `N` readable sums.
+#[inline(always)]
+unsafe fn add_sums<S: Simd, const V: usize, const N: usize>(
+    s: S,
+    dots: &mut [[S::I; N]; V],
+    sums: *const i32,
+    f: impl Fn(i32) -> i32,
+) {
+    for column in 0..N {
+        // SAFETY: by the contract.
+        let sum = s.splat_int(f(unsafe { *sums.add(column) }));
+        for dots in dots.iter_mut() {
+            dots[column] = s.add_int(dots[column], sum);
+        }
     }
 }
 

@@ -1,18 +1,19 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Simd, with_simd};
+use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
 use crate::matmul::Weights;
 use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
-use crate::matmul::mat_mat::UnpackChunk;
+use crate::matmul::mat_mat::{Family, UnpackChunk};
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
 use crate::view::View;
 use kiln_core::DType;
 use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, Precision};
+use std::ops::Range;
 
 /// Identity of a packed input: equal keys mean equal packed bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,16 +51,25 @@ pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Rou
 }
 
 /// The layout of the packed input of a route.
-pub(super) fn packed_layout(route: Route, m: usize, k: usize, tile: usize) -> Layout {
+pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize) -> Layout {
+    fn shape<S: Simd>(_: S) -> (usize, Planes) {
+        (S::COLUMNS, S::PLANES)
+    }
+    let (tile, planes) = with_simd!(isa, s => shape(s));
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
+    let family = Family::new(isa, weights.dtype);
+    let planes = match (route, family) {
+        (Route::MatMat, Some(family)) => family.planes,
+        _ => planes,
+    };
     let (packing, columns, tile) = match route {
         Route::MatVec => (Packing::Columns, few, few),
         Route::FloatMatVec => (Packing::FloatColumns, few, few),
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
     };
-    Layout { packing, depth: depth(k), columns, tile }
+    Layout { packing, planes, depth: depth(weights.k), columns, tile }
 }
 
 /// The rows of an input in either layout.
@@ -143,7 +153,7 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
             for (column, row) in columns.enumerate() {
                 // SAFETY: the planner's hazards keep writers of the input out of this step.
                 unsafe { input.load(row, x) };
-                pack_column(s, layout, x, &mut tile, column);
+                pack_column(layout, x, &mut tile, column);
             }
         }));
     }));
@@ -243,32 +253,42 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
 }
 
 fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &mut Lowering) {
-    fn columns<S: Simd>(_: S) -> usize {
-        S::COLUMNS
-    }
     let weights: Vec<Weights> = products.iter().map(|product| product.weights).collect();
     let route = select(input.m, &weights, precision);
     let isa = lowering.isa;
-    let layout = packed_layout(route, input.m, input.k, with_simd!(isa, s => columns(s)));
-    let workspace = pack(input, layout, lowering);
-    let strips = weights[0].n.div_ceil(LANES);
-    let few = matches!(route, Route::MatVec | Route::FloatMatVec);
-    let per_task = if few { strips_per_task(&weights[0]) } else { 1 };
-    lowering.tasks(Tasks::new(strips.div_ceil(per_task), move |task, scratch| {
-        let packed = workspace.start().cast_const();
-        for strip in task * per_task..strips.min((task + 1) * per_task) {
+    let layouts: Vec<Layout> =
+        weights.iter().map(|weights| packed_layout(isa, route, weights, input.m)).collect();
+    // Products of one input and one layout share a phase; their outputs are written strip by strip.
+    let shared = layouts.iter().all(|layout| *layout == layouts[0]);
+    let phases =
+        if shared { vec![products] } else { products.into_iter().map(|p| vec![p]).collect() };
+    for (products, layout) in phases.into_iter().zip(layouts) {
+        let workspace = pack(input, layout, lowering);
+        let rows = rows_per_task(isa, route, &weights[0]);
+        lowering.tasks(Tasks::new(weights[0].n.div_ceil(rows), move |task, scratch| {
+            let packed = workspace.start().cast_const();
             for product in &products {
-                let strip = Strip { product, first: strip * LANES, layout, packed };
-                strip.run(isa, route, scratch);
+                let first = task * rows;
+                let rows = first..product.weights.n.min(first + rows);
+                RowRange { product, rows, layout, packed }.run(isa, route, scratch);
             }
-        }
-    }));
+        }));
+    }
 }
 
-/// Strips of 16 rows per task of the mat-vec routes: enough bytes to outweigh taking a task.
-pub(super) fn strips_per_task(weights: &Weights) -> usize {
+/// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
+/// unpacked at once.
+pub(super) fn rows_per_task(isa: Isa, route: Route, weights: &Weights) -> usize {
+    fn strips<S: Simd>(_: S) -> usize {
+        S::STRIPS
+    }
     const TASK_BYTES: usize = 32 * 1024;
-    (TASK_BYTES / (weights.row_bytes() * LANES)).max(1)
+    let strips = match route {
+        Route::MatVec | Route::FloatMatVec => TASK_BYTES / (weights.row_bytes() * LANES),
+        Route::MatMat => with_simd!(isa, s => strips(s)),
+        Route::FloatMatMat => 1,
+    };
+    strips.max(1) * LANES
 }
 
 /// Evaluates an expression with a constant `$N` for one of a list of values.
@@ -295,36 +315,58 @@ macro_rules! with_tile_width {
     };
 }
 
-/// 16 rows of a product, with the packed input.
-pub(super) struct Strip<'a> {
+/// As [`with_constant`], for the kernels of a block type: values per scale, bits, whether biased.
+macro_rules! with_family {
+    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $BIASED:ident => $work:expr) => {
+        if const { $S::NARROW_BYTES } {
+            with_family!(@ $family, $GROUP, $BITS, $BIASED => $work,
+                (32, 4, true), (32, 4, false), (32, 5, true), (32, 5, false), (32, 8, true),
+                (16, 4, true), (16, 4, false), (16, 6, true))
+        } else {
+            with_family!(@ $family, $GROUP, $BITS, $BIASED => $work,
+                (32, 8, true), (32, 8, false), (16, 8, true), (16, 8, false))
+        }
+    };
+    (@ $family:expr, $GROUP:ident, $BITS:ident, $BIASED:ident => $work:expr,
+        $(($group:literal, $bits:literal, $biased:literal)),*) => {
+        match ($family.group, $family.bits, $family.biased()) {
+            $(($group, $bits, $biased) => {
+                const $GROUP: usize = $group;
+                const $BITS: u32 = $bits;
+                const $BIASED: bool = $biased;
+                $work
+            })*
+            other => unreachable!("no kernel was planned for {other:?}"),
+        }
+    };
+}
+
+/// Rows of a product, with the packed input.
+pub(super) struct RowRange<'a> {
     pub(super) product: &'a Product,
-    pub(super) first: usize,
+    pub(super) rows: Range<usize>,
     pub(super) layout: Layout,
     pub(super) packed: *const u8,
 }
 
-impl Strip<'_> {
+impl RowRange<'_> {
     pub(super) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
         let dtype = self.product.weights.dtype;
-        let unpacker = mat_mat::unpacker(isa, dtype);
-        match (route, unpacker) {
-            (Route::MatVec, Some(_)) if self.layout.columns == 1 => {
+        match (route, mat_mat::unpacker(isa, dtype), Family::new(isa, dtype)) {
+            (Route::MatVec, Some(_), _) if self.layout.columns == 1 => {
                 with_format!(dtype, F => with_simd!(isa, s => self.one_column::<_, F>(s)), else => ());
             }
-            (Route::MatVec, Some((unpack, _))) => {
+            (Route::MatVec, Some(unpack), _) => {
                 with_simd!(isa, s => self.few_quantized(s, unpack));
             }
-            (Route::MatMat, Some((unpack, 16))) => {
-                with_simd!(isa, s => self.mat_mat::<_, 16>(s, unpack, scratch));
+            (Route::MatMat, _, Some(family)) => {
+                with_simd!(isa, s => self.mat_mat(s, family, scratch));
             }
-            (Route::MatMat, Some((unpack, _))) => {
-                with_simd!(isa, s => self.mat_mat::<_, 32>(s, unpack, scratch));
-            }
-            (Route::FloatMatMat, _) => {
+            (Route::FloatMatMat, ..) => {
                 let read = float::reader(isa, dtype);
                 with_simd!(isa, s => self.float_mat_mat(s, read, scratch));
             }
-            (Route::FloatMatVec | Route::MatVec | Route::MatMat, _) => {
+            (Route::FloatMatVec | Route::MatVec | Route::MatMat, ..) => {
                 let read = float::reader(isa, dtype);
                 with_simd!(isa, s => self.few_floats(s, read));
             }
@@ -388,45 +430,53 @@ impl Strip<'_> {
     /// Computes the sums of each row with `N` columns, and writes them.
     #[inline(always)]
     fn few_columns<S: Simd, const N: usize>(&self, s: S, dot: impl Fn(usize) -> [f32; N]) {
-        let mut sums = [[0f32; LANES]; N];
-        let last = self.product.weights.n.min(self.first + LANES);
-        for row in self.first..last {
-            sums.iter_mut().zip(dot(row)).for_each(|(sums, sum)| sums[row - self.first] = sum);
-        }
-        for (column, sums) in sums.iter().enumerate().take(self.product.m) {
-            // SAFETY: the array has 16 values; the strip's rows are this task's alone.
-            unsafe { self.product.write(s, [column, self.first], s.load(sums.as_ptr())) };
+        for first in self.rows.clone().step_by(LANES) {
+            let mut sums = [[0f32; LANES]; N];
+            for row in first..self.rows.end.min(first + LANES) {
+                sums.iter_mut().zip(dot(row)).for_each(|(sums, sum)| sums[row - first] = sum);
+            }
+            for (column, sums) in sums.iter().enumerate().take(self.product.m) {
+                // SAFETY: the array has 16 values; the rows are this task's alone.
+                unsafe { self.product.write(s, [column, first], s.load(sums.as_ptr())) };
+            }
         }
     }
 
-    fn mat_mat<S: Simd, const GROUP: usize>(
-        &self,
-        s: S,
-        unpack: UnpackChunk,
-        scratch: &mut Scratch,
-    ) {
-        let parts = scratch.parts(mat_mat::strip_bytes(self.layout.depth, GROUP));
-        let mut strip = mat_mat::Strip::new(parts);
-        // SAFETY: the unpacker is that of the weights' type.
-        unsafe { strip.unpack::<GROUP>((&self.product.weights, unpack), self.first) };
-        for (width, tile, start) in self.tiles() {
-            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
-                // SAFETY: the strip was unpacked with `GROUP`; the tile has `N` columns.
-                let sums = unsafe { strip.tile::<S, GROUP, N>(s, self.layout, tile) };
-                self.write_tile(s, start, sums);
-            }));
+    fn mat_mat<S: Simd>(&self, s: S, family: Family, scratch: &mut Scratch) {
+        if const { S::STRIPS > 1 } {
+            self.panel::<S, 2>(s, family, scratch);
+        } else {
+            self.panel::<S, 1>(s, family, scratch);
         }
+    }
+
+    fn panel<S: Simd, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
+        let (weights, first, depth) = (&self.product.weights, self.rows.start, self.layout.depth);
+        let parts = scratch.parts(mat_mat::strip_bytes(depth, family.group, V));
+        let panel = mat_mat::Panel::unpack::<V>(family, weights, first, (depth, parts));
+        with_family!(family, S, GROUP, BITS, BIASED => for (width, tile, start) in self.tiles() {
+            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
+                // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
+                let sums = unsafe {
+                    panel.tile::<S, GROUP, BITS, BIASED, V, N>(s, self.layout, tile)
+                };
+                for (v, sums) in sums.into_iter().enumerate() {
+                    self.write_tile(s, [start, first + v * LANES], sums);
+                }
+            }));
+        });
     }
 
     fn float_mat_mat<S: Simd>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
         let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
+        let first = self.rows.start;
         // SAFETY: the reader is that of the weights' type; the strip is long enough.
-        unsafe { mat_mat::unpack_floats((&self.product.weights, read), self.first, strip) };
+        unsafe { mat_mat::unpack_floats((&self.product.weights, read), first, strip) };
         for (width, tile, start) in self.tiles() {
             with_tile_width!(width, S, N => s.run(#[inline(always)] || {
                 // SAFETY: the strip is as deep as the layout; the tile has `N` columns.
                 let sums = unsafe { mat_mat::float_tile::<S, N>(s, strip, self.layout, tile) };
-                self.write_tile(s, start, sums);
+                self.write_tile(s, [start, first], sums);
             }));
         }
     }
@@ -441,10 +491,12 @@ impl Strip<'_> {
     }
 
     #[inline(always)]
-    fn write_tile<S: Simd, const N: usize>(&self, s: S, start: usize, sums: [S::F; N]) {
-        for (column, sums) in sums.into_iter().enumerate().take(self.product.m - start) {
-            // SAFETY: the strip's rows are this task's alone.
-            unsafe { self.product.write(s, [start + column, self.first], sums) };
+    fn write_tile<S: Simd, const N: usize>(&self, s: S, [start, row]: [usize; 2], sums: [S::F; N]) {
+        if row < self.rows.end {
+            for (column, sums) in sums.into_iter().enumerate().take(self.product.m - start) {
+                // SAFETY: the rows are this task's alone.
+                unsafe { self.product.write(s, [start + column, row], sums) };
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Expert-routed matrix products: slots are sorted by expert into groups of few columns, and each
 //! group is a product of its expert's matrix.
 
-use super::matmul::{OutputRows, Product, Strip, packed_layout, select, strips_per_task};
+use super::matmul::{OutputRows, Product, RowRange, packed_layout, rows_per_task, select};
 use crate::exec::{Lowering, Tasks, Workspace};
-use crate::isa::{LANES, Simd, with_simd};
+use crate::isa::{Simd, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::{TileBytes, depth, pack_column};
+use crate::matmul::activations::{TileBytes, pack_column};
 use crate::matmul::mat_vec::MAX_COLUMNS;
 use crate::view::View;
 use kiln_core::ops::MatmulId;
@@ -110,7 +110,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     let isa = lowering.isa;
     let groups = slots.min(experts) + slots / MAX_COLUMNS;
     let sizes = Routing { workspace: Workspace::default(), slots, groups };
-    let layout_of = move |len| packed_layout(route, len, depth(matrix.k), MAX_COLUMNS);
+    let layout_of = move |len| packed_layout(isa, route, &matrix, len);
     let group_bytes = layout_of(MAX_COLUMNS).bytes();
     let workspace = lowering.workspace(sizes.packed_at() + groups * group_bytes);
     let routing = Routing { workspace, ..sizes };
@@ -163,15 +163,14 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
                 } else {
                     x.fill(0.0);
                 }
-                pack_column(s, layout, x, &mut tile, column);
+                pack_column(layout, x, &mut tile, column);
             }
         }));
     }));
     lowering.barrier();
 
-    let strips = matrix.n.div_ceil(LANES);
-    let per_task = strips_per_task(&matrix);
-    let blocks = strips.div_ceil(per_task);
+    let rows = rows_per_task(isa, route, &matrix);
+    let blocks = matrix.n.div_ceil(rows);
     lowering.tasks(Tasks::new(groups * blocks, move |task, scratch| {
         let (index, block) = (task / blocks, task % blocks);
         // SAFETY: the table was built two phases before.
@@ -182,10 +181,9 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
             output: OutputRows::Slots { view: output, slots: routing.slot_list(group) },
             m: group.len as usize,
         };
-        for strip in block * per_task..strips.min((block + 1) * per_task) {
-            let (first, layout) = (strip * LANES, layout_of(product.m));
-            let packed = packed_of(&routing, index).cast_const();
-            Strip { product: &product, first, layout, packed }.run(isa, route, scratch);
-        }
+        let packed = packed_of(&routing, index).cast_const();
+        let rows = block * rows..matrix.n.min((block + 1) * rows);
+        RowRange { product: &product, rows, layout: layout_of(product.m), packed }
+            .run(isa, route, scratch);
     }));
 }
