@@ -366,11 +366,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        both(a, b, |a, b| compute!(_mm256_add_epi32(a, b)))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         each(v, |v| compute!(_mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))))
     }

@@ -267,11 +267,6 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        compute!(_mm512_add_epi32(a, b))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         compute!(_mm512_slli_epi32::<N>(v))
     }

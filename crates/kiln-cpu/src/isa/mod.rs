@@ -208,7 +208,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn zero_below(self, v: Self::F, limit: f32, value: Self::F) -> Self::F;
 
     fn splat_int(self, value: i32) -> Self::I;
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I;
     fn to_float(self, v: Self::I) -> Self::F;
     /// Adds to each lane the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `y`.
@@ -304,13 +303,13 @@ unsafe fn dot_fours<S: Simd, const P: usize, const V: usize, const N: usize>(
         // SAFETY: by the contract.
         unsafe {
             let mut w = [s.load_bytes(strips[0].add(four * 4 * LANES)); V];
-            for (w, strip) in w.iter_mut().zip(strips).skip(1) {
+            for (w, strip) in w.iter_mut().zip(&strips) {
                 *w = s.load_bytes(strip.add(four * 4 * LANES));
             }
             for column in 0..N {
                 let y = s.splat_bytes4(columns.add(4 * (four * N + column)));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    acc[column] = s.dot_plane::<P>(acc[column], w, y);
+                for (acc, w) in acc.iter_mut().zip(&w) {
+                    acc[column] = s.dot_plane::<P>(acc[column], *w, y);
                 }
             }
         }

@@ -455,11 +455,6 @@ impl<P: Product> Simd for Neon<P> {
     }
 
     #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        both(a, b, |a, b| compute!(vaddq_s32(a, b)))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         each(v, |v| compute!(vshlq_s32(v, vdupq_n_s32(N as i32))))
     }

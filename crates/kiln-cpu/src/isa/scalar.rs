@@ -138,11 +138,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
-    }
-
-    #[inline(always)]
     fn shl_int<const N: u32>(self, v: Self::I) -> Self::I {
         v.map(|v| v << N)
     }

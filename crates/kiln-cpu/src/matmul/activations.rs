@@ -58,8 +58,6 @@ pub(crate) struct Parts {
     pub(crate) sums_16: usize,
     /// f32: scale times sum by 32 values.
     pub(crate) sums_32: usize,
-    /// i32, in tiles: sums by 16 and by 32 values.
-    integers: [usize; 2],
     /// Bytes, in tiles: whether any column of the tile needs the second plane, by 32 values.
     pub(crate) both_planes: usize,
     /// Bytes in all.
@@ -71,12 +69,6 @@ impl Parts {
     #[inline(always)]
     pub(crate) fn sums(&self, group: usize) -> usize {
         if group == 16 { self.sums_16 } else { self.sums_32 }
-    }
-
-    /// Sums for a format with that many values per scale.
-    #[inline(always)]
-    pub(crate) fn integers(&self, group: usize) -> usize {
-        self.integers[usize::from(group != 16)]
     }
 }
 
@@ -91,7 +83,7 @@ impl Layout {
             end += bytes;
             start
         };
-        let (mut scales, mut sums, mut integers, mut both_planes) = (0, [0; 2], [0; 2], 0);
+        let (mut scales, mut sums, mut both_planes) = (0, [0; 2], 0);
         match self.packing {
             Packing::FloatColumns | Packing::FloatTiles => _ = part(4 * values),
             Packing::Columns | Packing::Tiles => {
@@ -100,14 +92,13 @@ impl Layout {
                 scales = part(values / if tiles { 8 } else { 4 });
                 sums = [part(values / 4), part(values / 8)];
                 if tiles {
-                    integers = [part(values / 4), part(values / 8)];
                     both_planes = part(self.depth / SCALE_GROUP);
                 }
             }
         }
         let [sums_16, sums_32] = sums;
         let bytes = end.next_multiple_of(64);
-        Parts { planes: [0, values], scales, sums_16, sums_32, integers, both_planes, bytes }
+        Parts { planes: [0, values], scales, sums_16, sums_32, both_planes, bytes }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -248,7 +239,6 @@ pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, c
                         let at = (block * (SCALE_GROUP / group) + i) * width + column;
                         let sum = values.iter().sum::<i32>();
                         tile.set(parts.sums(group), at, q.scale * sum as f32);
-                        tile.set(parts.integers(group), at, sum);
                     }
                 }
                 let before = column > 0 && tile.bytes[parts.both_planes + block] != 0;

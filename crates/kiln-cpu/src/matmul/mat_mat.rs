@@ -58,8 +58,6 @@ pub(crate) struct Family {
     pub(crate) group: usize,
     /// Bits of a value where the instruction set has a kernel for them, else 8.
     pub(crate) bits: u32,
-    /// What to take off every value; 0 for types with minima of their own.
-    bias: i32,
     /// How the columns are packed.
     pub(crate) planes: Planes,
     unpack: UnpackStrip,
@@ -74,15 +72,10 @@ impl Family {
                 bits if S::NARROW_BYTES => bits,
                 _ => 8,
             };
-            let (group, bias, planes) = (F::GROUP, F::BIAS as i32, S::tile_planes(bits));
-            Some(Family { group, bits, bias, planes, unpack: unpack_strip::<S, F> })
+            let planes = S::tile_planes(bits);
+            Some(Family { group: F::GROUP, bits, planes, unpack: unpack_strip::<S, F> })
         }
         with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
-    }
-
-    /// Whether values have no minima of their own.
-    pub(crate) fn biased(&self) -> bool {
-        self.bias != 0
     }
 }
 
@@ -101,7 +94,7 @@ pub(crate) struct Strip<'a> {
     bytes: &'a mut [u8],
     /// `[depth / group][16 rows]`
     scales: &'a mut [f32],
-    /// As `scales`; not filled for types with a bias.
+    /// As `scales`.
     minima: &'a mut [f32],
 }
 
@@ -129,10 +122,8 @@ impl Strip<'_> {
                 for (out, row) in self.scales[at..at + STRIP].iter_mut().zip(&rows) {
                     *out = row.scale[quarter];
                 }
-                if F::BIAS == 0.0 {
-                    for (out, row) in self.minima[at..at + STRIP].iter_mut().zip(&rows) {
-                        *out = row.minimum[quarter];
-                    }
+                for (out, row) in self.minima[at..at + STRIP].iter_mut().zip(&rows) {
+                    *out = row.minimum[quarter];
                 }
             }
             let out = &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
@@ -152,7 +143,6 @@ impl Strip<'_> {
 
 /// Strips that tiles of columns are multiplied with.
 pub(crate) struct Panel<'a> {
-    family: Family,
     depth: usize,
     parts: [&'a mut [u8]; 3],
 }
@@ -175,20 +165,19 @@ impl<'a> Panel<'a> {
             let mut strip = Strip { bytes, scales, minima };
             (family.unpack)(weights, first + v * STRIP, &mut strip);
         }
-        Self { family, depth, parts }
+        Self { depth, parts }
     }
 
     /// The products with a tile of `N` columns.
     ///
     /// # Safety
-    /// The family has `GROUP`, `BITS` and whether it is `BIASED`, there are `V` strips of the depth
+    /// The panel's type has `GROUP` and `BITS`, there are `V` strips of the depth
     /// of the layout, and `tile` is a tile of `N` columns of that layout.
     #[inline(always)]
     pub(crate) unsafe fn tile<
         S: Simd,
         const GROUP: usize,
         const BITS: u32,
-        const BIASED: bool,
         const V: usize,
         const N: usize,
     >(
@@ -203,7 +192,6 @@ impl<'a> Panel<'a> {
         let (scales, minima) = (scales.cast::<f32>(), minima.cast::<f32>());
         let groups = self.depth / GROUP;
         let fours = GROUP / 4;
-        let bias = self.family.bias;
         let mut out = [[s.splat(0.0); N]; V];
         for group in 0..groups {
             let block = group * GROUP / SCALE_GROUP;
@@ -214,76 +202,40 @@ impl<'a> Panel<'a> {
                     *strip = strip.add(v * self.depth * STRIP);
                 }
                 let planes = parts.planes.map(|plane| tile.add(plane + group * GROUP * N));
-                let sums = tile.add(parts.integers(GROUP)).cast::<i32>().add(group * N);
                 let both = words || *tile.add(parts.both_planes + block) != 0;
                 let mut dots = [[s.splat_int(0); N]; V];
-                if BIASED && !both {
-                    add_sums(s, &mut dots, sums, |sum| -bias * (sum >> 7));
-                }
                 dots = s.dot_tile::<BITS, 0, V, N>(dots, strips, planes[0], fours);
-                let mut products = [[s.splat(0.0); N]; V];
                 if both {
-                    for dots in dots.iter_mut().flatten() {
-                        *dots = if words { *dots } else { s.shl_int::<7>(*dots) };
-                    }
-                    if BIASED {
-                        add_sums(s, &mut dots, sums, |sum| -bias * sum);
+                    if !words {
+                        for dots in &mut dots {
+                            for dots in dots {
+                                *dots = s.shl_int::<7>(*dots);
+                            }
+                        }
                     }
                     dots = s.dot_tile::<BITS, 1, V, N>(dots, strips, planes[1], fours);
-                    // Scales of bytes are those of the first plane.
-                    let unit = s.splat(1.0 / 128.0);
-                    for (products, dots) in products.iter_mut().zip(dots) {
-                        for (product, dots) in products.iter_mut().zip(dots) {
-                            let dots = s.to_float(dots);
-                            *product = if words { dots } else { s.mul(dots, unit) };
-                        }
-                    }
-                } else {
-                    for (products, dots) in products.iter_mut().zip(dots) {
-                        for (product, dots) in products.iter_mut().zip(dots) {
-                            *product = s.to_float(dots);
-                        }
-                    }
                 }
                 let factors = tile.add(parts.scales).cast::<f32>().add(block * N);
                 let sums = tile.add(parts.sums(GROUP)).cast::<f32>().add(group * N);
                 for (v, out) in out.iter_mut().enumerate() {
                     let at = (v * groups + group) * STRIP;
-                    let scale = s.load(scales.add(at));
+                    let mut scale = s.load(scales.add(at));
+                    if both && !words {
+                        // The factors of bytes are those of the first plane.
+                        scale = s.mul(scale, s.splat(1.0 / 128.0));
+                    }
                     for (column, out) in out.iter_mut().enumerate() {
                         let scaled = s.mul(scale, s.splat(*factors.add(column)));
-                        *out = s.fma(products[v][column], scaled, *out);
+                        *out = s.fma(s.to_float(dots[v][column]), scaled, *out);
                     }
-                    if !BIASED {
-                        let minimum = s.load(minima.add(at));
-                        for (column, out) in out.iter_mut().enumerate() {
-                            *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
-                        }
+                    let minimum = s.load(minima.add(at));
+                    for (column, out) in out.iter_mut().enumerate() {
+                        *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
                     }
                 }
             }
         }
         out
-    }
-}
-
-/// Adds a function of each column's sum to its dot products.
-///
-/// # Safety
-/// `N` readable sums.
-#[inline(always)]
-unsafe fn add_sums<S: Simd, const V: usize, const N: usize>(
-    s: S,
-    dots: &mut [[S::I; N]; V],
-    sums: *const i32,
-    f: impl Fn(i32) -> i32,
-) {
-    for column in 0..N {
-        // SAFETY: by the contract.
-        let sum = s.splat_int(f(unsafe { *sums.add(column) }));
-        for dots in dots.iter_mut() {
-            dots[column] = s.add_int(dots[column], sum);
-        }
     }
 }
 

@@ -315,25 +315,22 @@ macro_rules! with_tile_width {
     };
 }
 
-/// As [`with_constant`], for the kernels of a block type: values per scale, bits, whether biased.
+/// As [`with_constant`], for the kernels of a block type: values per scale, and bits.
 macro_rules! with_family {
-    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $BIASED:ident => $work:expr) => {
+    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident => $work:expr) => {
         if const { $S::NARROW_BYTES } {
-            with_family!(@ $family, $GROUP, $BITS, $BIASED => $work,
-                (32, 4, true), (32, 4, false), (32, 5, true), (32, 5, false), (32, 8, true),
-                (16, 4, true), (16, 4, false), (16, 6, true))
+            with_family!(@ $family, $GROUP, $BITS => $work,
+                [32, 4], [32, 5], [32, 8], [16, 4], [16, 6])
         } else {
-            with_family!(@ $family, $GROUP, $BITS, $BIASED => $work,
-                (32, 8, true), (32, 8, false), (16, 8, true), (16, 8, false))
+            with_family!(@ $family, $GROUP, $BITS => $work, [32, 8], [16, 8])
         }
     };
-    (@ $family:expr, $GROUP:ident, $BITS:ident, $BIASED:ident => $work:expr,
-        $(($group:literal, $bits:literal, $biased:literal)),*) => {
-        match ($family.group, $family.bits, $family.biased()) {
-            $(($group, $bits, $biased) => {
+    (@ $family:expr, $GROUP:ident, $BITS:ident => $work:expr,
+        $([$group:literal, $bits:literal]),*) => {
+        match ($family.group, $family.bits) {
+            $(($group, $bits) => {
                 const $GROUP: usize = $group;
                 const $BITS: u32 = $bits;
-                const $BIASED: bool = $biased;
                 $work
             })*
             other => unreachable!("no kernel was planned for {other:?}"),
@@ -454,11 +451,11 @@ impl RowRange<'_> {
         let (weights, first, depth) = (&self.product.weights, self.rows.start, self.layout.depth);
         let parts = scratch.parts(mat_mat::strip_bytes(depth, family.group, V));
         let panel = mat_mat::Panel::unpack::<V>(family, weights, first, (depth, parts));
-        with_family!(family, S, GROUP, BITS, BIASED => for (width, tile, start) in self.tiles() {
+        with_family!(family, S, GROUP, BITS => for (width, tile, start) in self.tiles() {
             with_tile_width!(width, S, N => s.run(#[inline(always)] || {
                 // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
                 let sums = unsafe {
-                    panel.tile::<S, GROUP, BITS, BIASED, V, N>(s, self.layout, tile)
+                    panel.tile::<S, GROUP, BITS, V, N>(s, self.layout, tile)
                 };
                 for (v, sums) in sums.into_iter().enumerate() {
                     self.write_tile(s, [start, first + v * LANES], sums);
