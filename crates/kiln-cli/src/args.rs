@@ -52,7 +52,7 @@ pub(crate) struct DeviceArgs {
     device: Option<String>,
     /// Threads of the CPU device; one per core if not given. Results do not depend on it
     #[arg(short, long, value_name = "N", value_parser = threads, help_heading = "Device")]
-    threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Instruction set of the CPU device; the best of this machine if not given
     #[arg(long, value_name = "NAME", help_heading = "Device")]
     instruction_set: Option<String>,
@@ -78,6 +78,12 @@ impl DeviceArgs {
             Some(name) => Device::open(name, &options),
             None => Device::best_with(&options),
         }
+    }
+
+    /// What of it concerns the CPU device.
+    pub(crate) fn cpu_config(&self) -> kiln::cpu::Config {
+        let Self { threads, instruction_set, .. } = self;
+        kiln::cpu::Config { threads: *threads, instruction_set: instruction_set.clone() }
     }
 
     /// The device asked for by name.

@@ -1,6 +1,7 @@
 //! Opening and loading models.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use kiln::format::Gguf;
 use kiln::prelude::*;
@@ -89,6 +90,23 @@ fn shape_names() -> clap::builder::PossibleValuesParser {
 }
 
 impl SourceArgs {
+    /// The model file, where one is given.
+    pub(crate) fn path(&self) -> Option<&str> {
+        self.model.model.as_deref().and_then(Path::to_str)
+    }
+
+    /// Threads asked for.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        self.device.threads
+    }
+
+    /// Writes the model of random weights to a file and returns its size.
+    pub(crate) fn save(&self, path: &Path) -> Result<u64, CliError> {
+        let shape = self.shape.as_deref().and_then(ModelShape::from_name);
+        let shape = shape.ok_or_else(|| CliError::new("--save needs --shape"))?;
+        Ok(shape.save(self.quant, path)?)
+    }
+
     /// A session with a context of so many tokens, and the name of the model.
     pub(crate) fn session(&self, context: usize) -> Result<(Session, String), CliError> {
         let device = self.device.open()?;

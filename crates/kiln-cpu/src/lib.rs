@@ -15,6 +15,7 @@
 
 mod exec;
 mod isa;
+mod limits;
 mod matmul;
 mod memory;
 mod ops;
@@ -26,6 +27,7 @@ use isa::Isa;
 use kiln_core::backend::{Backend, Buffer, Execute};
 use kiln_core::ops::Op;
 use kiln_core::{DType, Device, Error, Plan, Result, Shape, SharedBytes, Tensor, Unsupported};
+pub use limits::{Limits, limits};
 use memory::{AccessLock, CpuBuffer};
 use std::sync::Arc;
 use threads::Pool;
@@ -52,14 +54,22 @@ pub fn instruction_sets() -> Vec<&'static str> {
 /// [`Error::Device`] where the instruction set is not one of this machine, the number of threads
 /// is 0, or threads cannot be started.
 pub fn device(config: Config) -> Result<Device> {
-    let fail = |problem: String| Error::Device { device: "cpu".to_owned(), problem };
+    let (isa, pool) = choose(&config)?;
+    Ok(Device::new(Cpu { isa, pool: Arc::new(pool), lock: AccessLock::default() }))
+}
+
+fn fail(problem: String) -> Error {
+    Error::Device { device: "cpu".to_owned(), problem }
+}
+
+fn choose(config: &Config) -> Result<(Isa, Pool)> {
     let mut sets = Isa::available().into_iter();
     let isa = match &config.instruction_set {
         None => sets.next(),
         Some(name) => sets.find(|isa| isa.name() == name),
     };
     let isa = isa.ok_or_else(|| {
-        let name = config.instruction_set.unwrap_or_default();
+        let name = config.instruction_set.as_deref().unwrap_or_default();
         fail(format!("no instruction set {name:?} here: choose from {:?}", instruction_sets()))
     })?;
     let threads = match config.threads {
@@ -69,7 +79,7 @@ pub fn device(config: Config) -> Result<Device> {
     };
     let pool = Pool::new(threads)
         .map_err(|error| fail(format!("cannot start {threads} threads: {error}")))?;
-    Ok(Device::new(Cpu { isa, pool: Arc::new(pool), lock: AccessLock::default() }))
+    Ok((isa, pool))
 }
 
 struct Cpu {

@@ -1,7 +1,9 @@
 //! Models made of random weights in the shapes of well-known ones, for measurements without a file.
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use kiln::format::{GgmlType, GgufWriter, TensorData};
 use kiln::ops::{Activation, RopePairing};
 use kiln::quant::quantize_row;
 use kiln::{DType, Device, SharedBytes, Tensor};
@@ -109,6 +111,102 @@ impl ModelShape {
             layers: vec![layer; self.layers],
         }
     }
+
+    /// Writes a GGUF file of [`Model::synthetic`], with a tokenizer that has made-up words, and
+    /// returns its size in bytes: so that other programs can be measured on the same bytes.
+    ///
+    /// # Errors
+    /// [`ModelError::Quant`] where `dtype` is no weight type, [`ModelError::Format`] where the file
+    /// cannot be written.
+    pub fn save(&self, dtype: DType, path: impl AsRef<Path>) -> Result<u64, ModelError> {
+        let config = self.config();
+        let matrices = matrices(&config, dtype);
+        let mut tiles = Tiles::default();
+        for (dtype, [_, k]) in matrices.values() {
+            tiles.add(*dtype, *k)?;
+        }
+        let tiles = &tiles;
+        let (words, types): (Vec<String>, Vec<i32>) = (0..self.vocab).map(word).unzip();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut writer = GgufWriter::new();
+        self.insert_metadata(&mut writer)?;
+        writer.insert("tokenizer.ggml.tokens", words)?;
+        writer.insert("tokenizer.ggml.token_type", types)?;
+        for (index, spec) in specs(&config).iter().enumerate() {
+            if let Some(&(dtype, [n, k])) = matrices.get(&spec.name) {
+                let data = TensorData::stream(move |out| {
+                    tiles.rows([n, k], dtype, index).try_for_each(|rows| out.write_all(rows))
+                });
+                // Types without an id in files have been refused as tiles.
+                let Some(ggml_type) = GgmlType::from_dtype(dtype) else { continue };
+                writer.tensor(&*spec.name, ggml_type, &[n, k], data)?;
+            } else if has_ones(spec) {
+                let ones: Vec<u8> = 1f32.to_le_bytes().repeat(spec.shape[0]);
+                writer.tensor(&*spec.name, GgmlType::F32, &spec.shape, ones)?;
+            }
+        }
+        Ok(writer.write(path)?)
+    }
+
+    fn insert_metadata(&self, writer: &mut GgufWriter<'_>) -> Result<(), ModelError> {
+        let config = self.config();
+        writer.insert("general.architecture", "llama")?;
+        writer.insert("general.name", self.name)?;
+        writer.insert("general.quantization_version", 2u32)?;
+        let counts = [
+            ("block_count", self.layers),
+            ("context_length", config.context_length),
+            ("embedding_length", self.dim),
+            ("feed_forward_length", self.ff),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("rope.dimension_count", config.rope_dim),
+            ("vocab_size", self.vocab),
+        ];
+        for (key, count) in counts {
+            writer.insert(format!("llama.{key}"), count as u32)?;
+        }
+        writer.insert("llama.attention.layer_norm_rms_epsilon", config.norm_eps)?;
+        writer.insert("llama.rope.freq_base", config.layers[0].rope_base)?;
+        let scores: Vec<f32> = (0..self.vocab).map(|id| -(id as f32)).collect();
+        writer.insert("tokenizer.ggml.model", "llama")?;
+        writer.insert("tokenizer.ggml.scores", scores)?;
+        for (role, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
+            writer.insert(format!("tokenizer.ggml.{role}_token_id"), id)?;
+        }
+        Ok(())
+    }
+}
+
+/// Text and type of a made-up token: three of control, the bytes, then words.
+fn word(id: usize) -> (String, i32) {
+    const UNKNOWN: i32 = 2;
+    const CONTROL: i32 = 3;
+    const BYTE: i32 = 6;
+    const NORMAL: i32 = 1;
+    match id {
+        0 => ("<unk>".to_owned(), UNKNOWN),
+        1 => ("<s>".to_owned(), CONTROL),
+        2 => ("</s>".to_owned(), CONTROL),
+        3..259 => (format!("<0x{:02X}>", id - 3), BYTE),
+        _ => (format!("\u{2581}{id}"), NORMAL),
+    }
+}
+
+/// The matrices of a synthetic model by name: type and shape.
+fn matrices(config: &ModelConfig, dtype: DType) -> HashMap<String, (DType, [usize; 2])> {
+    let output = if config.tied_output { TOKEN_EMBD } else { OUTPUT };
+    let matrix = |spec: TensorSpec| {
+        let [n, k] = spec.shape[..] else { return None };
+        let asked = if spec.name == output { output_type(dtype) } else { dtype };
+        Some((spec.name, (fitting_type(asked, k), [n, k])))
+    };
+    specs(config).into_iter().filter_map(matrix).collect()
+}
+
+/// Whether a vector is there in a synthetic model, where it is all ones.
+fn has_ones(spec: &TensorSpec) -> bool {
+    spec.is_vector() && spec.required && spec.name != ROPE_FREQS
 }
 
 /// Random rows made per type and length; the rows of a matrix repeat them.
@@ -131,16 +229,16 @@ impl Model {
         dtype: DType,
     ) -> Result<Self, ModelError> {
         let config = shape.config();
-        let output = if config.tied_output { TOKEN_EMBD } else { OUTPUT };
+        let matrices = matrices(&config, dtype);
         let (mut tiles, mut named) = (Tiles::default(), Named::new());
         for (index, spec) in specs(&config).iter().enumerate() {
-            let tensor = match spec.shape[..] {
-                [n, k] => {
-                    let asked = if spec.name == output { output_type(dtype) } else { dtype };
-                    tiles.matrix(device, [n, k], fitting_type(asked, k), index)?
-                }
-                _ if spec.required && spec.name != ROPE_FREQS => ones(device, spec)?,
-                _ => continue,
+            let tensor = if let Some(&(dtype, [n, k])) = matrices.get(&spec.name) {
+                tiles.add(dtype, k)?;
+                tiles.matrix(device, [n, k], dtype, index)?
+            } else if has_ones(spec) {
+                ones(device, spec)?
+            } else {
+                continue;
             };
             named.insert(spec.name.clone(), tensor);
         }
@@ -181,30 +279,41 @@ fn fitting_type(dtype: DType, k: usize) -> DType {
 struct Tiles(HashMap<(DType, usize), Vec<u8>>);
 
 impl Tiles {
-    /// An `[n, k]` matrix of the rows of its tile, beginning at another row for each `index`.
+    /// Makes the rows of a type and length.
+    fn add(&mut self, dtype: DType, k: usize) -> Result<(), ModelError> {
+        if let std::collections::hash_map::Entry::Vacant(entry) = self.0.entry((dtype, k)) {
+            entry.insert(tile(dtype, k)?);
+        }
+        Ok(())
+    }
+
+    /// The rows of an `[n, k]` matrix, piece by piece, beginning at another row for each `index`.
+    fn rows(&self, [n, k]: [usize; 2], dtype: DType, index: usize) -> impl Iterator<Item = &[u8]> {
+        let tile = self.0.get(&(dtype, k)).map_or(&[][..], Vec::as_slice);
+        let row = tile.len() / TILE_ROWS;
+        let first = index % TILE_ROWS * row;
+        let (mut start, mut left) = (first, n * row);
+        std::iter::from_fn(move || {
+            let piece = &tile[start..tile.len().min(start + left)];
+            (start, left) = (0, left - piece.len());
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
+
     fn matrix(
-        &mut self,
+        &self,
         device: &Device,
         [n, k]: [usize; 2],
         dtype: DType,
         index: usize,
     ) -> Result<Tensor, ModelError> {
-        let tile = match self.0.entry((dtype, k)) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(tile(dtype, k)?),
-        };
-        let row = tile.len() / TILE_ROWS;
+        let len = n * (k / dtype.block_len() * dtype.block_bytes());
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(n * row).map_err(|_| kiln::Error::OutOfMemory {
+        bytes.try_reserve_exact(len).map_err(|_| kiln::Error::OutOfMemory {
             device: "the host".to_owned(),
-            requested: n * row,
+            requested: len,
         })?;
-        bytes.extend_from_slice(&tile[index % TILE_ROWS * row..]);
-        bytes.truncate(n * row);
-        while bytes.len() < n * row {
-            let rest = n * row - bytes.len();
-            bytes.extend_from_slice(&tile[..rest.min(tile.len())]);
-        }
+        self.rows([n, k], dtype, index).for_each(|rows| bytes.extend_from_slice(rows));
         Ok(device.import(dtype, [n, k], SharedBytes::from_vec(bytes))?)
     }
 }

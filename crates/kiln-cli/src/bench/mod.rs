@@ -1,9 +1,11 @@
 //! `kiln bench`: speeds of models and of single operations.
 
+mod compare;
 mod op_cases;
 mod ops;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -19,12 +21,17 @@ const EXAMPLES: &str = "\
 Examples:
   kiln bench -m model.gguf -p 512 -n 64 -t 2
   kiln bench --shape llama-8b --quant q4_0 -p 128 -n 16 -r 3
+  kiln bench -m model.gguf -t 2 --compare 'llama-bench -fa 1'
+  kiln bench --shape llama-1b --quant q4_k --save 1b.gguf
   kiln bench -m model.gguf --format json > speeds.json
   kiln bench ops --op matmul
 
 Prints tokens per second of the prompt (prefill) and of generation (decode): the median over the
 repeats, the lowest and the highest. Both begin with an empty context; a first run of each is not
-counted.";
+counted.
+
+--compare runs another program's llama-bench in turn with each repeat, on the same file with the same
+-p, -n and -t, and prints the ratio of the medians with its spread.";
 
 /// Measure how fast a model runs
 #[derive(clap::Args)]
@@ -43,6 +50,12 @@ pub(crate) struct Args {
     /// Runs that are counted
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = args::at_least_one())]
     repeats: usize,
+    /// A llama-bench to run in turn with ours; -m, -p, -n, -t, -r and -o are added to it
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["shape", "save"])]
+    compare: Option<String>,
+    /// Write the random model of --shape to a GGUF file, and measure nothing
+    #[arg(long, value_name = "FILE", requires = "shape")]
+    save: Option<PathBuf>,
     /// How to print the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -65,6 +78,8 @@ struct Report {
     repeats: usize,
     prefill: Option<Speed>,
     decode: Option<Speed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<compare::Comparison>,
 }
 
 /// Tokens per second over several runs.
@@ -78,25 +93,23 @@ struct Speed {
 }
 
 impl Speed {
-    /// Calls `run` once to warm up and then once per repeat.
-    fn measure(
-        tokens: usize,
-        repeats: usize,
-        mut run: impl FnMut() -> Result<(), ModelError>,
-    ) -> Result<Option<Self>, ModelError> {
-        if tokens == 0 {
-            return Ok(None);
-        }
-        run()?;
-        let mut runs = Vec::with_capacity(repeats);
-        for _ in 0..repeats {
-            let started = Instant::now();
-            run()?;
-            runs.push(tokens as f64 / started.elapsed().as_secs_f64());
-        }
+    fn new(tokens: usize, runs: Vec<f64>) -> Option<Self> {
         let (median, min, max) = spread(&runs);
-        Ok(Some(Self { tokens, median, min, max, runs }))
+        (!runs.is_empty()).then_some(Self { tokens, median, min, max, runs })
     }
+}
+
+/// Tokens per second of one run; `None` for no tokens.
+fn rate(
+    tokens: usize,
+    run: impl FnOnce() -> Result<(), ModelError>,
+) -> Result<Option<f64>, ModelError> {
+    if tokens == 0 {
+        return Ok(None);
+    }
+    let started = Instant::now();
+    run()?;
+    Ok(Some(tokens as f64 / started.elapsed().as_secs_f64()))
 }
 
 /// Median, lowest and highest of some numbers.
@@ -123,11 +136,33 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     if let Some(Command::Ops(args)) = &args.command {
         return ops::run(args);
     }
+    if let Some(path) = &args.save {
+        let bytes = args.source.save(path)?;
+        println!("{} in {path:?}", output::bytes(bytes));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let peer = args.compare.as_deref().map(|command| compare::Peer::new(command, args));
+    let peer = peer.transpose()?;
     let (mut session, model) = args.source.session(args.prompt.max(args.decode))?;
     let tokens = prompt_tokens(args.prompt.max(1), session.model().config().vocab);
-    let prefill = Speed::measure(args.prompt, args.repeats, || prefill(&mut session, &tokens))?;
-    let decode =
-        Speed::measure(args.decode, args.repeats, || decode(&mut session, tokens[0], args.decode))?;
+    let mut runs = [Vec::new(), Vec::new()];
+    let mut peer_runs = [Vec::new(), Vec::new()];
+    // The first run of each is not counted.
+    for repeat in 0..=args.repeats {
+        let prefill = rate(args.prompt, || prefill(&mut session, &tokens))?;
+        let decode = rate(args.decode, || decode(&mut session, tokens[0], args.decode))?;
+        let peer = peer.as_ref().map(compare::Peer::run).transpose()?.unwrap_or_default();
+        if repeat > 0 {
+            runs.iter_mut().zip([prefill, decode]).for_each(|(all, rate)| all.extend(rate));
+            peer_runs.iter_mut().zip(peer).for_each(|(all, rate)| all.extend(rate));
+        }
+    }
+    let [prefill, decode] = runs;
+    let (prefill, decode) = (Speed::new(args.prompt, prefill), Speed::new(args.decode, decode));
+    let peer = args
+        .compare
+        .clone()
+        .map(|command| compare::Comparison::new(command, [&prefill, &decode], peer_runs));
     let device = session.model().device();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -140,6 +175,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         repeats: args.repeats,
         prefill,
         decode,
+        peer,
     };
     match args.format {
         Format::Json => output::json(&report)?,
@@ -179,7 +215,8 @@ impl Report {
             table.row([name, &tokens, &figure(median), &figure(min), &figure(max), &bandwidth]);
         }
         table.write(out)?;
-        writeln!(out, "  median of {}", output::plural(self.repeats, "run"))
+        writeln!(out, "  median of {}", output::plural(self.repeats, "run"))?;
+        self.peer.as_ref().map_or(Ok(()), |peer| peer.write(out))
     }
 }
 

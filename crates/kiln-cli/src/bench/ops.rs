@@ -21,6 +21,9 @@ Examples:
   kiln bench ops --op matmul --exact -t 2
   kiln bench ops --op rms_norm --format json
 
+The CPU's limits come first: memory reads by all threads, and byte products on tiles in cache. The
+last column is the larger of the shares of both; small operations that stay in caches exceed it.
+
 Products are of one and of 512 rows with 4096 x 4096 weights of every type; those of one row go
 through more weights than caches hold. Bytes and operations are those each operation declares.")]
 pub(crate) struct Args {
@@ -45,8 +48,16 @@ struct Report {
     version: &'static str,
     device: &'static str,
     description: String,
+    /// Of the CPU: what it reads and multiplies at best.
+    limits: Option<MachineLimits>,
     ops: Vec<Row>,
     skipped: Vec<Skip>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct MachineLimits {
+    read_gb_per_s: f64,
+    dot_gop_per_s: f64,
 }
 
 #[derive(Serialize)]
@@ -58,6 +69,8 @@ struct Row {
     highest_seconds: f64,
     gb_per_s: f64,
     gflop_per_s: f64,
+    /// The larger of the shares of both limits.
+    share: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -74,13 +87,21 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     let inputs = Inputs::new(&device, args::precision(args.exact));
     let (description, name) = (device.description(), device.name());
     let version = env!("CARGO_PKG_VERSION");
-    let mut report =
-        Report { version, device: name, description, ops: Vec::new(), skipped: Vec::new() };
+    let limits = (name == "cpu").then(|| limits(&args.device)).transpose()?;
+    let (ops, skipped) = (Vec::new(), Vec::new());
+    let mut report = Report { version, device: name, description, limits, ops, skipped };
     let bar = output::bar(chosen.len() as u64, "[{bar:40}] {pos}/{len} {msg}");
     for case in chosen {
         bar.set_message(format!("{} {}", case.op, case.label));
         match (case.build)(&inputs) {
-            Ok(executable) => report.ops.push(measure(&case, &executable)?),
+            Ok(executable) => {
+                let mut row = measure(&case, &executable)?;
+                row.share = limits.map(|limits| {
+                    let read = row.gb_per_s / limits.read_gb_per_s;
+                    read.max(row.gflop_per_s / limits.dot_gop_per_s)
+                });
+                report.ops.push(row);
+            }
             Err(kiln::Error::Unsupported(problem)) => {
                 let (op, case, reason) = (case.op, case.label, problem.to_string());
                 report.skipped.push(Skip { op, case, reason });
@@ -96,6 +117,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         Format::Text => report.write(&mut io::stdout().lock())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn limits(device: &DeviceArgs) -> Result<MachineLimits, CliError> {
+    let kiln::cpu::Limits { read_gb_per_s, dot_gop_per_s } =
+        kiln::cpu::limits(&device.cpu_config())?;
+    Ok(MachineLimits { read_gb_per_s, dot_gop_per_s })
 }
 
 /// The cases asked for, at least one.
@@ -140,6 +167,7 @@ fn measure(case: &OpCase, executable: &Executable) -> Result<Row, CliError> {
         highest_seconds: highest / count,
         gb_per_s: bytes / median / 1e9,
         gflop_per_s: flops / median / 1e9,
+        share: None,
     })
 }
 
@@ -147,15 +175,21 @@ impl Report {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let title = format!("{}: {}", self.device, self.description);
         writeln!(out, "{}", Style::of_stdout().heading(&title))?;
-        let mut table = Table::new("<<>>>");
-        table.row(["operation", "case", "time", "GB/s", "GFLOP/s"]);
+        if let Some(MachineLimits { read_gb_per_s, dot_gop_per_s }) = self.limits {
+            let [read, dot] = [read_gb_per_s, dot_gop_per_s].map(output::figure);
+            writeln!(out, "limits: {read} GB/s read, {dot} GOP/s of 4-bit by 8-bit products")?;
+        }
+        let mut table = Table::new("<<>>>>");
+        table.row(["operation", "case", "time", "GB/s", "GFLOP/s", "of the limit"]);
         for row in &self.ops {
             let time = output::time(Duration::from_secs_f64(row.seconds));
             let flops = match row.gflop_per_s {
                 0.0 => "-".to_owned(),
                 rate => output::figure(rate),
             };
-            table.row([row.op, &row.case, &time, &output::figure(row.gb_per_s), &flops]);
+            let share = row.share.map_or("-".to_owned(), |share| format!("{:.0} %", 100.0 * share));
+            let bytes = output::figure(row.gb_per_s);
+            table.row([row.op, &row.case, &time, &bytes, &flops, &share]);
         }
         table.write(out)?;
         for Skip { op, case, reason } in &self.skipped {

@@ -27,12 +27,48 @@ fn speeds_of_a_model_are_a_table_otherwise() {
 }
 
 #[test]
+fn a_peer_is_run_in_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let peer = dir.path().join("peer");
+    let tests = r#"[{"n_prompt":16,"n_gen":0,"avg_ts":4.0},{"n_prompt":0,"n_gen":2,"avg_ts":2.0}]"#;
+    std::fs::write(&peer, format!("echo '{tests}'; echo \"$@\" >> '{}.log'\n", peer.display()))
+        .unwrap();
+    let (model, command) = (fixture("llama.gguf"), format!("sh {} -fa 1", peer.display()));
+    let options = ["-p", "16", "-n", "2", "-r", "2", "-t", "1", "--compare", &command];
+    let all = [&["bench", "-m", &model], &options[..]].concat();
+    let text = kiln(&all).ok();
+    assert!(text.contains("in turn with") && text.contains("ratio"), "{text}");
+    let log = std::fs::read_to_string(dir.path().join("peer.log")).unwrap();
+    let expected = format!("-fa 1 -m {model} -p 16 -n 2 -t 1 -r 1 -o json");
+    assert_eq!(log.lines().collect::<Vec<_>>(), vec![expected; 3]);
+    let report = json(&kiln(&[&all[..], &["--format", "json"]].concat()).ok());
+    let ratio = report["prefill"]["median"].as_f64().unwrap() / 4.0;
+    assert_eq!(report["peer"]["prefill"]["of_medians"].as_f64(), Some(ratio));
+    let options = ["-r", "1", "-p", "16", "-n", "0", "-t", "1", "--compare", "/nowhere/peer"];
+    kiln(&[&["bench", "-m", &model], &options[..]].concat()).error_with(&["/nowhere/peer"]);
+}
+
+#[test]
+fn a_random_model_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shape.gguf").display().to_string();
+    kiln(&["bench", "--shape", "smollm2-135m", "--quant", "q4_0", "--save", &file]).ok();
+    let text = kiln(&["bench", "-m", &file, "-p", "4", "-n", "0", "-r", "1", "-t", "1"]).ok();
+    assert!(text.contains("prefill"), "{text}");
+    kiln(&["bench", "-m", &file, "--save", &file]).error_with(&["--shape"]);
+}
+
+#[test]
 fn an_operation_is_measured() {
     let options = ["--op", "rms_norm", "-t", "1", "--format", "json"];
     let report = json(&kiln(&[&["bench", "ops"], &options[..]].concat()).ok());
     let rows = report["ops"].as_array().unwrap();
     assert!(!rows.is_empty(), "{report}");
     assert!(rows.iter().all(|row| row["op"] == "rms_norm" && row["gb_per_s"].as_f64() > Some(0.0)));
+    assert!(rows.iter().all(|row| row["share"].as_f64() > Some(0.0)), "{report}");
+    for limit in ["read_gb_per_s", "dot_gop_per_s"] {
+        assert!(report["limits"][limit].as_f64() > Some(0.0), "{report}");
+    }
     kiln(&["bench", "ops", "--op", "juggle"]).error_with(&["matmul", "cached_attention"]);
 }
 

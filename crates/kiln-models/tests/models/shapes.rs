@@ -48,6 +48,30 @@ fn a_synthetic_model_is_as_large_as_a_real_one() {
 }
 
 #[test]
+fn a_saved_shape_is_the_synthetic_model() {
+    let device = kiln_reference::device();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shape.gguf");
+    for tied_output in [false, true] {
+        let shape = ModelShape { tied_output, vocab: 320, ..TINY };
+        let bytes = shape.save(DType::Q4K, &path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), bytes);
+        let file = kiln::format::Gguf::open(&path).unwrap();
+        kiln_models::tokenizer::Tokenizer::from_gguf(&file).unwrap();
+        let models = [
+            Model::load(&device, &file).unwrap(),
+            Model::synthetic(&device, &shape, DType::Q4K).unwrap(),
+        ];
+        let [saved, made] = models.map(|model| {
+            let mut session = session(&model, exact());
+            session.prefill(&[1, 2, 300]).unwrap();
+            session.logits().unwrap().to_vec()
+        });
+        assert_eq!(saved, made);
+    }
+}
+
+#[test]
 fn named_shapes_are_those_of_their_models() {
     let billions = |name| ModelShape::from_name(name).unwrap().config().parameters() as f64 / 1e9;
     assert!((billions("llama-8b") - 8.03).abs() < 0.01);

@@ -1,0 +1,136 @@
+//! What the machine can do: memory bandwidth and byte products, measured.
+
+use crate::isa::{LANES, Simd, with_simd};
+use crate::threads::Pool;
+use crate::{Config, choose, fail};
+use kiln_core::Result;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Upper limits of a machine, as measured by [`limits`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes per second that the threads read from memory together, in 10^9.
+    pub read_gb_per_s: f64,
+    /// Operations per second of products of 4-bit weights with 8-bit activations on tiles that stay
+    /// in the nearest cache, over all threads, in 10^9; a multiply-add counts as two.
+    pub dot_gop_per_s: f64,
+}
+
+/// Bytes that every thread reads: more than its share of the caches.
+const READ_BYTES: usize = 128 << 20;
+
+/// Fours of values of a tile.
+const FOURS: usize = 64;
+
+/// Measures the limits of this machine with the threads and the instruction set of a
+/// configuration: the best of several rounds, in about a second.
+///
+/// # Errors
+/// As [`crate::device`]; [`kiln_core::Error::OutOfMemory`] where there are not 128 MiB per thread.
+pub fn limits(config: &Config) -> Result<Limits> {
+    let (isa, pool) = choose(config)?;
+    let mut memory = Vec::new();
+    let words = READ_BYTES / size_of::<u64>() * pool.count();
+    memory.try_reserve_exact(words).map_err(|_| kiln_core::Error::OutOfMemory {
+        device: "cpu".to_owned(),
+        requested: READ_BYTES * pool.count(),
+    })?;
+    memory.resize(words, 1u64);
+    let parts: Vec<&[u64]> = memory.chunks(READ_BYTES / size_of::<u64>()).collect();
+    let read = best(&pool, |index| sum(parts[index]))?;
+    let operations = with_simd!(isa, s => tile_operations(s)) as f64;
+    let dots = best(&pool, |_| with_simd!(isa, s => multiply(s)))?;
+    let threads = pool.count() as f64;
+    Ok(Limits {
+        read_gb_per_s: READ_BYTES as f64 * threads / read / 1e9,
+        dot_gop_per_s: operations * threads / dots / 1e9,
+    })
+}
+
+/// Seconds of the fastest of several rounds, in each of which every thread calls `work` once.
+fn best(pool: &Pool, work: impl Fn(usize) -> u64 + Sync) -> Result<f64> {
+    const ENOUGH: Duration = Duration::from_millis(400);
+    let (begun, mut shortest) = (Instant::now(), f64::INFINITY);
+    while begun.elapsed() < ENOUGH {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let started = Instant::now();
+        pool.run(&|worker, _| {
+            let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            black_box(work(index));
+            worker.barrier();
+        })
+        .map_err(fail)?;
+        shortest = shortest.min(started.elapsed().as_secs_f64());
+    }
+    Ok(shortest)
+}
+
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in words.as_chunks::<32>().0 {
+        sums.iter_mut().zip(chunk).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+const ROUNDS: usize = 4000;
+
+fn tile_operations<S: Simd>(_: S) -> usize {
+    2 * ROUNDS * FOURS * 4 * LANES * S::STRIPS * S::COLUMNS
+}
+
+fn multiply<S: Simd>(s: S) -> u64 {
+    match (S::STRIPS, S::COLUMNS) {
+        (2, 12) => multiply_tile::<S, 2, 12>(s),
+        _ => multiply_tile::<S, 1, 4>(s),
+    }
+}
+
+fn multiply_tile<S: Simd, const V: usize, const N: usize>(s: S) -> u64 {
+    const GROUP: usize = 8;
+    let weights = vec![3u8; V * FOURS * 4 * LANES];
+    let columns = vec![5u8; FOURS * 4 * N];
+    s.run(
+        #[inline(always)]
+        || {
+            let mut total = s.splat(0.0);
+            for _ in 0..ROUNDS {
+                let (weights, columns) = (black_box(weights.as_ptr()), black_box(columns.as_ptr()));
+                for four in (0..FOURS).step_by(GROUP) {
+                    let mut strips = [weights; V];
+                    for (v, strip) in strips.iter_mut().enumerate() {
+                        *strip = weights.wrapping_add((v * FOURS + four) * 4 * LANES);
+                    }
+                    let zero = [[s.splat_int(0); N]; V];
+                    // SAFETY: a group of every strip and of the columns is inside their memory.
+                    let dots = unsafe {
+                        s.dot_tile::<4, 0, V, N>(zero, strips, columns.add(four * 4 * N), GROUP)
+                    };
+                    for dots in &dots {
+                        for dots in dots {
+                            total = s.add(total, s.to_float(*dots));
+                        }
+                    }
+                }
+            }
+            u64::from(s.sum(total).to_bits())
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    #[test]
+    fn every_instruction_set_has_limits() {
+        for isa in Isa::available() {
+            let instruction_set = Some(isa.name().to_owned());
+            let limits = limits(&Config { threads: Some(1), instruction_set }).unwrap();
+            assert!(limits.read_gb_per_s > 0.0 && limits.dot_gop_per_s > 0.0, "{limits:?}");
+        }
+        assert!(limits(&Config { threads: Some(0), instruction_set: None }).is_err());
+    }
+}
