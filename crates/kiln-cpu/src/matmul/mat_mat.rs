@@ -17,37 +17,6 @@ pub(crate) const COLUMN_STEP: usize = 4;
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
 
-/// Unpacks chunk `index` of a row of blocks, of which only the first half exists where `half` says
-/// so.
-///
-/// # Safety
-/// The row has that chunk.
-pub(crate) type UnpackChunk =
-    unsafe fn(row: *const u8, index: usize, half: bool, out: &mut StoredChunk);
-
-/// The unpacker of a block type; `None` for plain types.
-pub(crate) fn unpacker(isa: Isa, dtype: DType) -> Option<UnpackChunk> {
-    fn of<S: Simd, F: Format>(_: S) -> Option<UnpackChunk> {
-        Some(unpack_chunk::<S, F>)
-    }
-    with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
-}
-
-unsafe fn unpack_chunk<S: Simd, F: Format>(
-    row: *const u8,
-    index: usize,
-    half: bool,
-    out: &mut StoredChunk,
-) {
-    // SAFETY: an unpacker is only given out for an instruction set that is there.
-    let s = unsafe { S::assume() };
-    s.run(
-        #[inline(always)]
-        // SAFETY: by the contract.
-        || unsafe { out.unpack::<S, F>(s, row, index, half) },
-    );
-}
-
 /// Unpacks rows `first..first + 16`; rows past the last are zero.
 type UnpackStrip = fn(weights: &Weights, first: usize, strip: &mut Strip<'_>);
 

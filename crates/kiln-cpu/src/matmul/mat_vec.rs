@@ -3,11 +3,10 @@
 use super::Weights;
 use super::activations::{Layout, Parts};
 use super::float::ReadChunk;
-use super::format::{CHUNK, Chunk, Format, StoredChunk};
-use super::mat_mat::UnpackChunk;
+use super::format::{CHUNK, Chunk, Format};
 use crate::isa::{LANES, Simd, prefetch};
 
-/// Most columns this route takes.
+/// Most columns of f32 this route takes.
 pub(crate) const MAX_COLUMNS: usize = 8;
 
 /// How far ahead of the weights in use one column asks for more, in bytes.
@@ -151,39 +150,10 @@ pub(crate) unsafe fn quantized_one<S: Simd, F: Format>(
     if F::BIAS == 0.0 { sum.total(s) } else { s.fma1(-F::BIAS, sum.minimum(), s.sum(sum.lanes)) }
 }
 
-/// Row `row` of the weights with `N` quantised columns.
-///
-/// # Safety
-/// `packed` is a buffer of that layout, of `N` columns, and `unpack` fits the weights.
-#[inline(always)]
-pub(crate) unsafe fn quantized<S: Simd, const N: usize>(
-    s: S,
-    (weights, unpack): (&Weights, UnpackChunk),
-    row: usize,
-    layout: Layout,
-    packed: *const u8,
-) -> [f32; N] {
-    let parts = layout.parts(N);
-    let mut sums = [Sum::zero(s); N];
-    let mut chunk = StoredChunk::ZERO;
-    for index in 0..weights.k.div_ceil(CHUNK) {
-        // SAFETY: the chunk is inside the row and every packed column.
-        unsafe {
-            unpack(weights.row(row), index, weights.k - index * CHUNK < CHUNK, &mut chunk);
-            let q = s.load_bytes(chunk.q.as_ptr());
-            for (column, sum) in sums.iter_mut().enumerate() {
-                let at = column * layout.depth + index * CHUNK;
-                sum.add(s, q, [&chunk.scale, &chunk.minimum], (&parts, packed), at);
-            }
-        }
-    }
-    sums.map(|sum| sum.total(s))
-}
-
 /// Row `row` of the weights, as f32, with `N` columns of f32.
 ///
 /// # Safety
-/// As [`quantized`].
+/// `packed` is a buffer of that layout, of `N` columns, and `read` fits the weights.
 #[inline(always)]
 pub(crate) unsafe fn float<S: Simd, const N: usize>(
     s: S,

@@ -6,7 +6,7 @@ use crate::matmul::Weights;
 use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
-use crate::matmul::mat_mat::{Family, UnpackChunk};
+use crate::matmul::mat_mat::Family;
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
@@ -29,7 +29,7 @@ pub(crate) struct PackKey {
 /// A kernel's route, a pure function of the problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// Few columns, quantised.
+    /// One column, quantised.
     MatVec,
     /// Many columns, quantised.
     MatMat,
@@ -42,11 +42,11 @@ pub(crate) enum Route {
 /// Chooses the route of a product with `m` columns.
 pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Route {
     let blocks = weights.iter().all(|weights| weights.dtype.is_quantized());
-    match (blocks && precision == Precision::Fast, m <= mat_vec::MAX_COLUMNS) {
-        (true, true) => Route::MatVec,
-        (true, false) => Route::MatMat,
-        (false, true) => Route::FloatMatVec,
-        (false, false) => Route::FloatMatMat,
+    match (blocks && precision == Precision::Fast, m) {
+        (true, 1) => Route::MatVec,
+        (true, _) => Route::MatMat,
+        (false, ..=mat_vec::MAX_COLUMNS) => Route::FloatMatVec,
+        (false, _) => Route::FloatMatMat,
     }
 }
 
@@ -349,14 +349,11 @@ pub(super) struct RowRange<'a> {
 impl RowRange<'_> {
     pub(super) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
         let dtype = self.product.weights.dtype;
-        match (route, mat_mat::unpacker(isa, dtype), Family::new(isa, dtype)) {
-            (Route::MatVec, Some(_), _) if self.layout.columns == 1 => {
+        match (route, Family::new(isa, dtype)) {
+            (Route::MatVec, Some(_)) => {
                 with_format!(dtype, F => with_simd!(isa, s => self.one_column::<_, F>(s)), else => ());
             }
-            (Route::MatVec, Some(unpack), _) => {
-                with_simd!(isa, s => self.few_quantized(s, unpack));
-            }
-            (Route::MatMat, _, Some(family)) => {
+            (Route::MatMat, Some(family)) => {
                 with_simd!(isa, s => self.mat_mat(s, family, scratch));
             }
             (Route::FloatMatMat, ..) => {
@@ -386,24 +383,6 @@ impl RowRange<'_> {
                 )
             },
         );
-    }
-
-    fn few_quantized<S: Simd>(&self, s: S, unpack: UnpackChunk) {
-        let weights = (&self.product.weights, unpack);
-        let Self { layout, packed, .. } = *self;
-        with_constant!(layout.columns, [4, 8], N => s.run(
-            #[inline(always)]
-            || {
-                self.few_columns(
-                    s,
-                    #[inline(always)]
-                    |row| {
-                        // SAFETY: the input was packed with this layout, of `N` columns.
-                        unsafe { mat_vec::quantized::<S, N>(s, weights, row, layout, packed) }
-                    },
-                )
-            },
-        ));
     }
 
     fn few_floats<S: Simd>(&self, s: S, read: ReadChunk) {

@@ -1,14 +1,16 @@
-//! Expert-routed matrix products: slots are sorted by expert into groups of few columns, and each
-//! group is a product of its expert's matrix.
+//! Expert-routed matrix products: slots are sorted by expert into groups, and each group is a product
+//! of its expert's matrix, by the route of that many columns.
 
 use super::matmul::{OutputRows, Product, RowRange, packed_layout, rows_per_task, select};
 use crate::exec::{Lowering, Tasks, Workspace};
-use crate::isa::{Simd, with_simd};
+use crate::isa::{LANES, Simd, with_simd};
 use crate::matmul::Weights;
 use crate::matmul::activations::{TileBytes, pack_column};
-use crate::matmul::mat_vec::MAX_COLUMNS;
 use crate::view::View;
 use kiln_core::ops::MatmulId;
+
+/// Most columns of a group.
+const GROUP_COLUMNS: usize = 48;
 
 /// Slots of one expert.
 #[repr(C)]
@@ -18,6 +20,8 @@ struct Group {
     /// Its first slot in the sorted list.
     first: u32,
     len: u32,
+    /// Where its packed input starts, in units of [`Routing::unit`].
+    packed: u32,
 }
 
 /// The parts of the workspace: number of groups, groups, sorted slots, packed inputs.
@@ -27,6 +31,8 @@ struct Routing {
     slots: usize,
     /// Most groups there can be.
     groups: usize,
+    /// Bytes that four columns need at most.
+    unit: usize,
 }
 
 impl Routing {
@@ -40,6 +46,15 @@ impl Routing {
 
     fn packed_at(&self) -> usize {
         (self.slots_at() + self.slots * size_of::<u32>()).next_multiple_of(64)
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed_at() + (self.slots / 4 + self.groups) * self.unit
+    }
+
+    fn packed(&self, group: Group) -> *mut u8 {
+        let offset = self.packed_at() + group.packed as usize * self.unit;
+        self.workspace.start().wrapping_add(offset)
     }
 
     /// # Safety
@@ -84,13 +99,14 @@ impl Routing {
         list.iter_mut().zip(0..).for_each(|(entry, slot)| *entry = slot);
         list.sort_unstable_by_key(|&slot| (id(slot), slot));
         *count = 0;
-        let mut first = 0;
+        let (mut first, mut packed) = (0, 0);
         while first < list.len() {
             let expert = id(list[first]);
-            let run = list[first..].iter().take(MAX_COLUMNS);
+            let run = list[first..].iter().take(GROUP_COLUMNS);
             let len = run.take_while(|&&slot| id(slot) == expert).count();
             if (expert as usize) < experts {
-                let group = Group { expert, first: first as u32, len: len as u32 };
+                let group = Group { expert, first: first as u32, len: len as u32, packed };
+                packed += len.div_ceil(4) as u32;
                 // SAFETY: there are at most `groups` groups.
                 unsafe { groups.add(*count as usize).write_unaligned(group) };
                 *count += 1;
@@ -106,17 +122,14 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     let experts = weight.extent(0);
     let slots = output.extent(0) * output.extent(1);
     let matrix = Weights::new(&weight, 0);
-    let route = select(1, &[matrix], precision);
     let isa = lowering.isa;
-    let groups = slots.min(experts) + slots / MAX_COLUMNS;
-    let sizes = Routing { workspace: Workspace::default(), slots, groups };
-    let layout_of = move |len| packed_layout(isa, route, &matrix, len);
-    let group_bytes = layout_of(MAX_COLUMNS).bytes();
-    let workspace = lowering.workspace(sizes.packed_at() + groups * group_bytes);
+    let route_of = move |len| select(len, &[matrix], precision);
+    let layout_of = move |len| packed_layout(isa, route_of(len), &matrix, len);
+    let unit = (1..=4).map(|len| layout_of(len).bytes()).max().unwrap_or(0);
+    let groups = slots.min(experts) + slots / GROUP_COLUMNS;
+    let sizes = Routing { workspace: Workspace::default(), slots, groups, unit };
+    let workspace = lowering.workspace(sizes.bytes());
     let routing = Routing { workspace, ..sizes };
-    let packed_of = move |routing: &Routing, group: usize| {
-        routing.workspace.start().wrapping_add(routing.packed_at() + group * group_bytes)
-    };
 
     let table = routing.clone();
     lowering.tasks(Tasks::new(1, move |_, _| {
@@ -141,35 +154,38 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         let Some(group) = (unsafe { table.group(index) }) else { return };
         let layout = layout_of(group.len as usize);
         // SAFETY: the group's part of the workspace is this task's alone.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(packed_of(&table, index), layout.bytes()) };
-        let mut tile = TileBytes { bytes, width: layout.columns };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(table.packed(group), layout.bytes()) };
         let [x] = scratch.floats([layout.depth]);
         x.fill(0.0);
         with_simd!(isa, s => s.run(#[inline(always)] || {
-            for column in 0..layout.columns {
-                if column < group.len as usize {
-                    // SAFETY: the list has `len` slots; hazards keep writers of the input out.
-                    unsafe {
-                        let slot = *table.slot_list(group).add(column) as usize;
-                        let (row, of_row) = (slot / ids.last(), slot % ids.last());
-                        let x = &mut x[..matrix.k];
-                        if input.rank() == 2 {
-                            input.load([row], x);
-                        } else {
-                            input.load([row, of_row], x);
+            for (columns, start) in (0..layout.tiles()).map(|index| layout.tile_at(index)) {
+                let width = columns.len();
+                let len = layout.parts(width).bytes;
+                let mut tile = TileBytes { bytes: &mut bytes[start..start + len], width };
+                for (column, of_group) in columns.enumerate() {
+                    if of_group < group.len as usize {
+                        // SAFETY: the list has `len` slots; hazards keep writers of the input out.
+                        unsafe {
+                            let slot = *table.slot_list(group).add(of_group) as usize;
+                            let (row, of_row) = (slot / ids.last(), slot % ids.last());
+                            let x = &mut x[..matrix.k];
+                            if input.rank() == 2 {
+                                input.load([row], x);
+                            } else {
+                                input.load([row, of_row], x);
+                            }
                         }
+                    } else {
+                        x.fill(0.0);
                     }
-                } else {
-                    x.fill(0.0);
+                    pack_column(layout, x, &mut tile, column);
                 }
-                pack_column(layout, x, &mut tile, column);
             }
         }));
     }));
     lowering.barrier();
 
-    let rows = rows_per_task(isa, route, &matrix);
+    let rows = rows_per_task(isa, route_of(1), &matrix).max(2 * LANES);
     let blocks = matrix.n.div_ceil(rows);
     lowering.tasks(Tasks::new(groups * blocks, move |task, scratch| {
         let (index, block) = (task / blocks, task % blocks);
@@ -181,9 +197,13 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
             output: OutputRows::Slots { view: output, slots: routing.slot_list(group) },
             m: group.len as usize,
         };
-        let packed = packed_of(&routing, index).cast_const();
-        let rows = block * rows..matrix.n.min((block + 1) * rows);
-        RowRange { product: &product, rows, layout: layout_of(product.m), packed }
-            .run(isa, route, scratch);
+        let packed = routing.packed(group).cast_const();
+        let (route, layout) = (route_of(product.m), layout_of(product.m));
+        // Tasks are as large as the route of one column wants them.
+        let (end, step) = (matrix.n.min((block + 1) * rows), rows_per_task(isa, route, &matrix));
+        for first in (block * rows..end).step_by(step) {
+            let rows = first..end.min(first + step);
+            RowRange { product: &product, rows, layout, packed }.run(isa, route, scratch);
+        }
     }));
 }
