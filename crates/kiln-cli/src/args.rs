@@ -104,7 +104,7 @@ fn kernel_cache() -> Option<PathBuf> {
 #[derive(clap::Args)]
 pub(crate) struct ArithmeticArgs {
     /// Multiply in f32 from dequantised weights, slower and closer to the original model; without
-    /// it activations are rounded to 15 bits where weights are quantised
+    /// it activations are rounded to 8 or 15 bits where weights are quantised
     #[arg(long)]
     exact: bool,
     /// Type of the key-value cache

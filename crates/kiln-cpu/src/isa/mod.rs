@@ -17,7 +17,7 @@ pub(crate) use scalar::Scalar;
 /// Lanes of a vector of f32 or i32.
 pub(crate) const LANES: usize = 16;
 
-/// How activations of 15 bits lie in two planes of one byte per value.
+/// How activations of up to 15 bits lie in two planes of one byte per value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planes {
     /// Signed bytes of `128 * high + low`: the high ones, then the low ones.
