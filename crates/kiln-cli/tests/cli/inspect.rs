@@ -24,8 +24,12 @@ fn tensors_are_listed_on_request() {
 fn output_is_the_same_with_and_without_colours_off_a_terminal() {
     let model = fixture("llama.gguf");
     let mut command = crate::support::command(&["inspect", &model]);
-    let plain = command.env("NO_COLOR", "1").output().unwrap().stdout;
-    assert_eq!(String::from_utf8(plain).unwrap(), kiln(&["inspect", &model]).ok());
+    let plain = String::from_utf8(command.env("NO_COLOR", "1").output().unwrap().stdout).unwrap();
+    // The machine's free memory moves between two runs.
+    let lasting = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.contains("are available")).map(str::to_owned).collect()
+    };
+    assert_eq!(lasting(&plain), lasting(&kiln(&["inspect", &model]).ok()));
 }
 
 #[test]
