@@ -341,18 +341,8 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     }
     if (alone) return;
 
-    // The last block to come here merges.
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        u32* counter = (u32*)args.counters + (token * gridDim.y + kv_head) * groups + blockIdx.z % groups;
-        last = atomicAdd(counter, 1) + 1 == end_part - first_part;
-        if (last) *counter = 0;
-    }
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
+    u32* counter = (u32*)args.counters + (token * gridDim.y + kv_head) * groups + blockIdx.z % groups;
+    if (!is_last(counter, end_part - first_part)) return;
     if (warp < heads) merge(args, token, head, first_part, end_part);
 }
 

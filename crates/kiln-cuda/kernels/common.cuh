@@ -193,6 +193,21 @@ __device__ __forceinline__ u64 block_min(u64 x) {
     return min;
 }
 
+// Whether this block is the last of `blocks` to come here, in every thread: it then sees what the others
+// wrote before. The counter is zero before the first and after the last.
+__device__ __forceinline__ bool is_last(u32* counter, u32 blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1) + 1 == blocks;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 __device__ __forceinline__ float gelu_tanh(float x) {
     // 0.5 (1 + tanh u) is the logistic function of 2u.

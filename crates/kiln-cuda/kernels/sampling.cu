@@ -35,18 +35,9 @@ __device__ void argmax(const SampleArgs& args) {
     }
     best = block_min(best);
     if (parts > 1) {
-        __shared__ bool last;
         u64* partial = (u64*)args.partial + u64(row) * parts;
-        if (threadIdx.x == 0) {
-            partial[part] = best;
-            __threadfence();
-            u32* counter = (u32*)args.counters + row;
-            last = atomicAdd(counter, 1) + 1 == parts;
-            if (last) *counter = 0;
-            __threadfence();
-        }
-        __syncthreads();
-        if (!last) return;
+        if (threadIdx.x == 0) partial[part] = best;
+        if (!is_last((u32*)args.counters + row, parts)) return;
         best = block_min(threadIdx.x < parts ? __ldcg(&partial[threadIdx.x]) : ~0ull);
     }
     if (threadIdx.x == 0) ((u32*)args.output)[row] = best >> 32 == 0xffffffffu ? 0 : u32(best);

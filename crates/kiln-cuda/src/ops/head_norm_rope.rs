@@ -116,8 +116,8 @@ const JOBS: usize = 3;
 
 /// Cosines and sines of all tokens, computed once for all operations that rotate alike: addresses and
 /// bytes from row to row.
-fn rope_table(op: &HeadNormRope<View>, lowering: &mut Lowering) -> [u64; 3] {
-    let Some(positions) = op.positions.filter(|_| op.half > 0) else { return [0; 3] };
+fn rope_table(op: &HeadNormRope<View>, lowering: &mut Lowering) -> [(u64, u64); 2] {
+    let Some(positions) = op.positions.filter(|_| op.half > 0) else { return [(0, 0); 2] };
     let half = op.half as u64;
     let turned = match op.pairing {
         RopePairing::Interleaved | RopePairing::Leading => 2 * half,
@@ -140,7 +140,7 @@ fn rope_table(op: &HeadNormRope<View>, lowering: &mut Lowering) -> [u64; 3] {
         let unit = Unit::HeadNormRope;
         lowering.launch(Kernel::new(unit, "rope_table", blocks, TABLE_THREADS as u32), &args);
     });
-    [output, output + bytes, half * 4]
+    [output, output + bytes].map(|table| (table, half * 4))
 }
 
 /// Blocks of a job: few tokens have one for each group of heads, of many one goes through all heads.
@@ -159,21 +159,19 @@ fn job(op: &HeadNormRope<View>, lowering: &mut Lowering) -> HeadNormRopeArgs {
         HeadLayout::TokenMajor => [0, 1],
         HeadLayout::HeadMajor => [1, 0],
     };
-    let [cosines, sines, table_stride] = match op.cos {
-        Some(_) => [address(&op.cos), address(&op.sin), 0],
+    let [(cosines, cosines_stride), (sines, sines_stride)] = match op.cos {
+        Some(_) => [&op.cos, &op.sin].map(|table| (address(table), stride(table, 0))),
         None => rope_table(op, lowering),
     };
-    let from_positions = op.cos.is_none();
-    let row = |view| if from_positions { table_stride } else { stride(view, 0) };
     HeadNormRopeArgs {
         input: input.address,
         input_stride_t: input.stride(0),
         input_stride_h: input.stride(1),
         weight: address(&op.weight),
         cosines,
-        cosines_stride: row(&op.cos),
+        cosines_stride,
         sines,
-        sines_stride: row(&op.sin),
+        sines_stride,
         output: address(&op.output),
         output_stride_t: stride(&op.output, 0),
         output_stride_h: stride(&op.output, 1),

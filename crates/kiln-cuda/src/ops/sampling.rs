@@ -84,11 +84,6 @@ fn args(logits: View, output: View) -> SampleArgs {
     }
 }
 
-fn launch(name: &str, logits: View, args: SampleArgs, lowering: &mut Lowering) {
-    let threads = threads(logits.last());
-    lowering.launch(Kernel::new(Unit::Sampling, name, logits.extent(0), threads), &args);
-}
-
 /// Values of a part of a row, and most parts.
 const PART: u64 = 4096;
 const PARTS: u64 = 32;
@@ -114,5 +109,7 @@ pub(super) fn sample(op: &Sample<View>, lowering: &mut Lowering) {
     let top_k = u32::try_from(top_k).unwrap_or(0);
     let args =
         SampleArgs { random: random.address, temperature, top_k, top_p, ..args(logits, output) };
-    launch("sample_f32", logits, args, lowering);
+    let threads = threads(logits.last());
+    let kernel = Kernel::new(Unit::Sampling, "sample_f32", logits.extent(0), threads);
+    lowering.launch(kernel, &args);
 }
