@@ -32,25 +32,24 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
     struct Job {
         u64 batch;
         u32 head, kv_head, first_row;
+        // A length of 0: that of the cache is out of range.
         int low, kv_len, begin, end, window;
-        bool valid;
 
-        __device__ __forceinline__ Job(const FlashArgs& args) {
+        // The job of a block of the blocks along the first axis of the grid.
+        __device__ __forceinline__ Job(const FlashArgs& args, u32 block, u32 blocks) {
             // Rows with the most keys first; heads of a part of them together, for the L2 cache.
-            const u32 tiles = u32((args.q_len + BM - 1) / BM), together = gridDim.x / tiles;
-            const u32 index = blockIdx.y * together + blockIdx.x % together;
+            const u32 tiles = u32((args.q_len + BM - 1) / BM), together = blocks / tiles;
+            const u32 index = blockIdx.y * together + block % together;
             batch = index / args.heads;
             head = index % args.heads;
             kv_head = head / args.group;
-            first_row = (tiles - 1 - blockIdx.x / together) * BM;
+            first_row = (tiles - 1 - block / together) * BM;
             const u32 rows = min(u32(args.q_len) - first_row, u32(BM));
             kv_len = int(args.kv_len);
             int offset = int(args.q_offset);
-            valid = true;
             if (args.kv_len_at) {
                 const u32 len = *(const u32*)args.kv_len_at;
-                valid = len >= args.q_len && len <= args.capacity;
-                kv_len = valid ? int(len) : 0;
+                kv_len = len >= args.q_len && len <= args.capacity ? int(len) : 0;
                 offset = kv_len - int(args.q_len);
             }
             window = args.window < u64(1) << 30 ? int(args.window) : 0;
@@ -125,40 +124,53 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
     static __device__ __forceinline__ void load_queries(const FlashArgs& args, const Job& job, u8* qs, u32 group) {
         const u64 base = args.q + job.batch * args.q_stride_b + job.head * args.q_stride_h;
         const bool wide = ((args.q | args.q_stride_b | args.q_stride_h | args.q_stride_l) & 15) == 0;
-        for (u32 at = threadIdx.x % 128; at < 64 * BOXES * 8; at += 128) {
-            const u32 r = at / (BOXES * 8), i = at % (BOXES * 8) * 8;
-            const u64 row = u64(job.first_row) + group * 64 + r;
-            const u64 from = base + row * args.q_stride_l;
-            const bool inside = row < args.q_len && i < args.dim;
-            uint4 high = make_uint4(0, 0, 0, 0), rest = high;
-            if (inside && !SPLIT && wide) {
-                high = *(const uint4*)(from + i * 2);
-            } else if (inside) {
+        auto to = [&](u32 r, u32 i) { return (uint4*)(qs + i / 64 * Q_BOX + r * 128 + ((i / 8 ^ r) & 7) * 16); };
+        if (!SPLIT && wide) {
+            constexpr int PIECES = BOXES * 4, AT_ONCE = PIECES < 16 ? PIECES : 16;
+            #pragma unroll 1
+            for (int first = 0; first < PIECES; first += AT_ONCE) {
+                uint4 loaded[AT_ONCE];
+                #pragma unroll
+                for (int n = 0; n < AT_ONCE; ++n) {
+                    const u32 at = (first + n) * 128 + threadIdx.x % 128, i = at % (BOXES * 8) * 8;
+                    const u64 row = u64(job.first_row) + group * 64 + at / (BOXES * 8);
+                    loaded[n] = row < args.q_len && i < args.dim ? *(const uint4*)(base + row * args.q_stride_l + i * 2) : make_uint4(0, 0, 0, 0);
+                }
+                #pragma unroll
+                for (int n = 0; n < AT_ONCE; ++n) {
+                    const u32 at = (first + n) * 128 + threadIdx.x % 128;
+                    *to(at / (BOXES * 8), at % (BOXES * 8) * 8) = loaded[n];
+                }
+            }
+        } else {
+            for (u32 at = threadIdx.x % 128; at < 64 * BOXES * 8; at += 128) {
+                const u32 r = at / (BOXES * 8), i = at % (BOXES * 8) * 8;
+                const u64 row = u64(job.first_row) + group * 64 + r, from = base + row * args.q_stride_l;
+                const bool inside = row < args.q_len && i < args.dim;
                 u32 h[4], l[4];
                 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    const float a = load_as(args.q_element, (const void*)from, i + 2 * e), b = load_as(args.q_element, (const void*)from, i + 2 * e + 1);
+                    const float a = inside ? load_as(args.q_element, (const void*)from, i + 2 * e) : 0.0f;
+                    const float b = inside ? load_as(args.q_element, (const void*)from, i + 2 * e + 1) : 0.0f;
                     const T ah = from_float<T>(a), bh = from_float<T>(b);
                     h[e] = u32(ah.bits) | u32(bh.bits) << 16;
                     l[e] = pack2<T>(a - to_float(ah), b - to_float(bh));
                 }
-                high = make_uint4(h[0], h[1], h[2], h[3]);
-                rest = make_uint4(l[0], l[1], l[2], l[3]);
+                *to(r, i) = make_uint4(h[0], h[1], h[2], h[3]);
+                if (SPLIT) *(uint4*)((u8*)to(r, i) + Q_PART) = make_uint4(l[0], l[1], l[2], l[3]);
             }
-            u8* to = qs + i / 64 * Q_BOX + r * 128 + ((i / 8 ^ r) & 7) * 16;
-            *(uint4*)to = high;
-            if (SPLIT) *(uint4*)(to + Q_PART) = rest;
         }
         shared_writes_done();
         named_sync(4 + group, 128);
     }
 
     static __device__ __forceinline__ void scores(float (&s)[BN / 2], const u8* q, const u8* k) {
+        const u64 a = swizzled_rows(q), b = swizzled_rows(k);
         #pragma unroll
         for (int part = 0; part < (SPLIT ? 2 : 1); ++part) {
             #pragma unroll
             for (int i = 0; i < D / 16; ++i)
-                SharedMma<T, BN>::run(s, swizzled_rows(q + part * Q_PART + i / 4 * Q_BOX) + i % 4 * 2, swizzled_rows(k + i / 4 * BOX) + i % 4 * 2, part + i > 0);
+                SharedMma<T, BN>::run(s, a + (part * Q_PART + i / 4 * Q_BOX + i % 4 * 32) / 16, b + (i / 4 * BOX + i % 4 * 32) / 16, part + i > 0);
         }
         warpgroup_commit();
     }
@@ -271,11 +283,10 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
     }
 
     // Zeros in place of values beyond the length of a cache, which may be anything.
-    static __device__ __forceinline__ void clear_rest(u8* v, int key, int kv_len, u32 group) {
+    static __device__ __forceinline__ void clear_rest(u8* v, u32 boxes, int key, int kv_len, u32 group) {
         const u32 kept = kv_len - key;
         for (u32 at = kept * 8 + threadIdx.x % 128; at < BN * 8; at += 128) {
-            #pragma unroll
-            for (int box = 0; box < BOXES; ++box) *(uint4*)(v + box * BOX + at * 16) = make_uint4(0, 0, 0, 0);
+            for (u32 box = 0; box < boxes; ++box) *(uint4*)(v + box * BOX + at * 16) = make_uint4(0, 0, 0, 0);
         }
         shared_writes_done();
         named_sync(4 + group, 128);
@@ -317,7 +328,7 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
         };
         auto wait_for_values = [&]() {
             barrier_wait(&shared.full_v[v_ring.stage], v_ring.phase);
-            if (args.kv_len_at && v_key + BN > job.kv_len) clear_rest(vs + v_ring.stage * TILE, v_key, job.kv_len, group);
+            if (args.kv_len_at && v_key + BN > job.kv_len) clear_rest(vs + v_ring.stage * TILE, BOXES, v_key, job.kv_len, group);
         };
         auto pack = [&]() {
             #pragma unroll
@@ -368,33 +379,43 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
             hold(out);
         }
         if (TURNS && group == 0) named_sync(1, 256);
-        store(args, job, rows, out, unit, group);
+        float factor[2];
+        factors(args, job, rows, unit, factor);
+        store(args, job, group, 0, out, factor);
     }
 
-    static __device__ __forceinline__ void store(const FlashArgs& args, const Job& job, Rows& rows, float (&out)[D / 2], float unit, u32 group) {
-        const u32 thread = threadIdx.x % 128, r = group * 64 + thread / 32 * 16 + thread % 32 / 4;
-        const u64 base = args.output + job.batch * args.output_stride_b + job.head * args.output_stride_h;
-        const bool wide = ((args.output | args.output_stride_b | args.output_stride_h | args.output_stride_l) & 7) == 0;
+    // What sums of values are multiplied by.
+    static __device__ __forceinline__ void factors(const FlashArgs& args, const Job& job, const Rows& rows, float unit, float (&factor)[2]) {
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float sum = rows.sum[h];
             sum += __shfl_xor_sync(~0u, sum, 1);
             sum += __shfl_xor_sync(~0u, sum, 2);
-            const u64 row = u64(job.first_row) + r + 8 * h;
-            if (row >= args.q_len) continue;
-            float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+            factor[h] = sum > 0.0f ? 1.0f / sum : 0.0f;
             if (args.sinks && sum > 0.0f) {
                 const float sink = ((const float*)args.sinks)[job.head] * LOG2E, top = rows.top[h] * unit, all = fmaxf(sink, top);
                 const float share = exp2f(top - all);
-                factor = share / (sum * share + exp2f(sink - all));
+                factor[h] = share / (sum * share + exp2f(sink - all));
             }
-            if (!job.valid) factor = NAN_F;
+            if (job.kv_len == 0) factor[h] = NAN_F;
+        }
+    }
+
+    // Columns from `column` on of the rows of a warpgroup.
+    template <int N> static __device__ __forceinline__ void store(const FlashArgs& args, const Job& job, u32 group, u32 column, const float (&out)[N], const float (&factor)[2]) {
+        const u32 thread = threadIdx.x % 128, r = group * 64 + thread / 32 * 16 + thread % 32 / 4;
+        const u64 base = args.output + job.batch * args.output_stride_b + job.head * args.output_stride_h;
+        const bool wide = ((args.output | args.output_stride_b | args.output_stride_h | args.output_stride_l) & 7) == 0;
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const u64 row = u64(job.first_row) + r + 8 * h;
+            if (row >= args.q_len) continue;
             const u64 to = base + row * args.output_stride_l;
             #pragma unroll
-            for (int j = 0; j < D / 8; ++j) {
-                const u32 i = j * 8 + thread % 4 * 2;
+            for (int j = 0; j < N / 4; ++j) {
+                const u32 i = column + j * 8 + thread % 4 * 2;
                 if (i >= args.dim) continue;
-                const float a = out[4 * j + 2 * h] * factor, b = out[4 * j + 2 * h + 1] * factor;
+                const float a = out[4 * j + 2 * h] * factor[h], b = out[4 * j + 2 * h + 1] * factor[h];
                 if (args.q_element == ELEMENT_F32) {
                     if (wide) *(float2*)(to + i * 4) = make_float2(a, b);
                     else { ((float*)to)[i] = a; ((float*)to)[i + 1] = b; }
@@ -423,7 +444,7 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
             barrier_init_fence();
         }
         __syncthreads();
-        const Job job(args);
+        const Job job(args, blockIdx.x, gridDim.x);
         const u32 group = threadIdx.x / 128;
         if (group == 0) {
             registers_release<KEPT>();
