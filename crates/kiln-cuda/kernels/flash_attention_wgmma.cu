@@ -14,6 +14,8 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
     // The maximum that weights are relative to moves when a score is above it by 2^GROWTH.
     static constexpr float GROWTH = 8.0f;
     static constexpr int LAST = -1, OPEN = 1 << 30;
+    // Threads of a warpgroup that release a stage of keys: with a mask those that have read its tile.
+    static constexpr int RELEASES = MASKED ? 4 : 1;
 
     struct Shared {
         u64 full_k[STAGES], full_v[STAGES], empty_k[STAGES], empty_v[STAGES];
@@ -312,7 +314,10 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
         auto another = [&]() {
             if constexpr (MASKED) {
                 barrier_wait(&shared.full_k[k_ring.stage], k_ring.phase);
-                const int tile = shared.tile[k_ring.stage];
+                // Volatile: nobody else reads it either.
+                int tile = 0;
+                if (thread % 32 == 0) tile = *(volatile const int*)&shared.tile[k_ring.stage];
+                tile = __shfl_sync(~0u, tile, 0);
                 if (tile == LAST) return false;
                 key = tile & ~OPEN;
                 open = tile & OPEN;
@@ -323,7 +328,7 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
             return true;
         };
         auto keys_done = [&]() {
-            if (thread == 0) barrier_arrive(&shared.empty_k[k_ring.stage]);
+            if (thread % (128 / RELEASES) == 0) barrier_arrive(&shared.empty_k[k_ring.stage]);
             k_ring.next();
         };
         auto wait_for_values = [&]() {
@@ -438,7 +443,7 @@ template <class T, int D, int WGS, int BN, int STAGES, bool TURNS, bool SPLIT, b
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(&shared.full_k[i], 1);
                 barrier_init(&shared.full_v[i], 1);
-                barrier_init(&shared.empty_k[i], WGS);
+                barrier_init(&shared.empty_k[i], WGS * RELEASES);
                 barrier_init(&shared.empty_v[i], WGS);
             }
             barrier_init_fence();

@@ -7,6 +7,25 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int col
         :: "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(head), "r"(batch), "r"(shared_address(barrier)) : "memory");
 }
 
+// The same to all blocks of a cluster of two, each with its own barrier.
+__device__ __forceinline__ void copy_box_to_both(void* to, const TensorMap* map, int column, int row, int head, int batch, u64* barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+        :: "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(head), "r"(batch), "r"(shared_address(barrier)), "h"(u16(3)) : "memory");
+}
+// Arrives at the same barrier of another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u64* barrier, u32 block) {
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
+        :: "r"(shared_address(barrier)), "r"(block) : "memory");
+}
+__device__ __forceinline__ u32 block_of_cluster() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // What threads wrote to shared memory, before warpgroup products read it.
 __device__ __forceinline__ void shared_writes_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
@@ -15,6 +34,11 @@ __device__ __forceinline__ void named_arrive(u32 id, u32 threads) { asm volatile
 // Rows as in `swizzled_rows`, read along their columns: boxes of 64 columns lie `stride` bytes apart.
 __device__ __forceinline__ u64 swizzled_columns(const void* p, u32 stride) {
     return u64(shared_address(p) >> 4 & 0x3fff) | u64(stride >> 4) << 16 | u64(64) << 32 | u64(1) << 62;
+}
+// Makes a value that is made from this one again where it is used, and keeps it in no register.
+__device__ __forceinline__ u64 opaque(u64 x) {
+    asm volatile("" : "+l"(x));
+    return x;
 }
 // Products of warpgroups end at waits that name no registers: uses stay behind them.
 template <int N> __device__ __forceinline__ void hold(float (&d)[N]) {
@@ -64,6 +88,9 @@ template <class T, int N> struct SharedMma;
 // d[64, N] += a[64, 16] b[16, N], a in registers, b by rows in shared memory.
 template <class T, int N> struct RegisterMma;
 
+// d[64, N] += a[64, 16] b[16, N], both by rows in shared memory.
+template <class T, int N> struct ColumnsMma;
+
 template <class T> struct IsBf16 { static constexpr bool value = false; };
 template <> struct IsBf16<bf16> { static constexpr bool value = true; };
 
@@ -74,6 +101,9 @@ template <> struct IsBf16<bf16> { static constexpr bool value = true; };
 #define REGISTER_MMA_AS(T, N, R, A, B) \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #T "." #T " {" PR##R "}, {" A "}, " B ", 1, 1, 1, 1;" \
         : OR##R : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define COLUMNS_MMA_AS(T, N, R, A, B) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #T "." #T " {" PR##R "}, " A ", " B ", 1, 1, 1, 0, 1;" \
+        : OR##R : "l"(a), "l"(b))
 #define SHARED_MMA(N, R, A, B, P) \
     template <class T> struct SharedMma<T, N> { static __device__ __forceinline__ void run(float (&d)[N / 2], u64 a, u64 b, int add) { \
         if constexpr (IsBf16<T>::value) SHARED_MMA_AS(bf16, N, R, A, B, P); \
@@ -83,6 +113,11 @@ template <> struct IsBf16<bf16> { static constexpr bool value = true; };
     template <class T> struct RegisterMma<T, N> { static __device__ __forceinline__ void run(float (&d)[N / 2], const u32* a, u64 b) { \
         if constexpr (IsBf16<T>::value) REGISTER_MMA_AS(bf16, N, R, A, B); \
         else REGISTER_MMA_AS(f16, N, R, A, B); \
+    } };
+#define COLUMNS_MMA(N, R, A, B) \
+    template <class T> struct ColumnsMma<T, N> { static __device__ __forceinline__ void run(float (&d)[N / 2], u64 a, u64 b) { \
+        if constexpr (IsBf16<T>::value) COLUMNS_MMA_AS(bf16, N, R, A, B); \
+        else COLUMNS_MMA_AS(f16, N, R, A, B); \
     } };
 SHARED_MMA(48, 24, "%24", "%25", "%26")
 SHARED_MMA(64, 32, "%32", "%33", "%34")
@@ -96,3 +131,4 @@ REGISTER_MMA(80, 40, "%40, %41, %42, %43", "%44")
 REGISTER_MMA(96, 48, "%48, %49, %50, %51", "%52")
 REGISTER_MMA(128, 64, "%64, %65, %66, %67", "%68")
 REGISTER_MMA(256, 128, "%128, %129, %130, %131", "%132")
+COLUMNS_MMA(128, 64, "%64", "%65")

@@ -56,9 +56,6 @@ pub enum Unit {
 /// Head dimensions that the attention kernels are compiled for.
 pub(crate) const HEAD_DIMS: [u32; 6] = [64, 80, 96, 128, 256, 512];
 
-/// Those that have kernels for Hopper.
-pub(crate) const HOPPER_HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
-
 const COMMON: &str = include_str!("../kernels/common.cuh");
 const PTX: &str = include_str!("../kernels/ptx.cuh");
 const HOPPER: &str = include_str!("../kernels/hopper.cuh");
@@ -100,7 +97,7 @@ impl Unit {
         }
         units.extend(HEAD_DIMS.map(Unit::FlashAttention));
         units.push(Unit::WgmmaMatmul);
-        units.extend(HOPPER_HEAD_DIMS.map(Unit::FlashAttentionWgmma));
+        units.extend(HEAD_DIMS.map(Unit::FlashAttentionWgmma));
         units
     }
 
@@ -181,15 +178,20 @@ impl Unit {
                     ops::attention::FlashArgs::cuda() + &ops::attention::FlashBlocksArgs::cuda();
                 (args, &[("ptx.cuh", PTX)], kernel_file!("flash_attention.cu"))
             }
-            Unit::FlashAttentionWgmma(_) => (
-                ops::attention::FlashArgs::cuda(),
-                &[
+            Unit::FlashAttentionWgmma(dim) => {
+                const SHARED: [Part; 4] = [
                     ("ptx.cuh", PTX),
                     ("hopper.cuh", HOPPER),
                     ("hopper_attention.cuh", HOPPER_ATTENTION),
-                ],
-                kernel_file!("flash_attention_wgmma.cu"),
-            ),
+                    kernel_file!("flash_attention_wgmma.cu"),
+                ];
+                let args = ops::attention::FlashArgs::cuda();
+                if dim == 512 {
+                    (args, &SHARED, kernel_file!("flash_attention_wgmma_wide.cu"))
+                } else {
+                    (args, &SHARED[..3], SHARED[3])
+                }
+            }
             Unit::WgmmaMatmul => (
                 ops::matmul::GemmArgs::cuda(),
                 &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],

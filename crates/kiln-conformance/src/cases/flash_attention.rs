@@ -78,6 +78,7 @@ const BASE: Spec = Spec {
 pub(super) fn add(cases: &mut Cases) {
     dims(cases);
     lengths(cases);
+    many_tiles(cases);
     options(cases);
     identities(cases);
 }
@@ -164,6 +165,32 @@ fn lengths(cases: &mut Cases) {
                     q_offset: Some(offset),
                     window,
                     causal: true,
+                    ..BASE
+                },
+            );
+        }
+    }
+}
+
+/// More keys than a kernel holds tiles of at once, and more queries than a block has.
+fn many_tiles(cases: &mut Cases) {
+    for (d, dim) in [64, 80, 96, 128, 256, 512].into_iter().enumerate() {
+        for (m, mask) in
+            [MaskKind::None, MaskKind::Bool, MaskKind::AddedPerHead].into_iter().enumerate()
+        {
+            add_one(
+                cases,
+                "many tiles",
+                Spec {
+                    dtype: turn(&HALVES, d + m),
+                    heads: [1, 1],
+                    q_len: 136,
+                    kv_len: 700,
+                    dim,
+                    layout: turn(&LAYOUTS, d),
+                    causal: (d + m).is_multiple_of(3),
+                    window: turn(&[None, None, Some(500)], d / 2),
+                    mask,
                     ..BASE
                 },
             );
