@@ -12,6 +12,10 @@ __device__ __forceinline__ void copy_async16_once(void* to, const void* from) {
     constexpr u64 EVICT_FIRST = 0x12f0000000000000;
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "l"(EVICT_FIRST) : "memory");
 }
+// 4, 8 or 16 bytes.
+template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" :: "r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 

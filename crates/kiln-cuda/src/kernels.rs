@@ -138,7 +138,9 @@ impl Unit {
             Unit::Elementwise => {
                 (ops::elementwise::ElementwiseArgs::cuda(), &[], kernel_file!("elementwise.cu"))
             }
-            Unit::Norms => (ops::norms::NormArgs::cuda(), &[], kernel_file!("norms.cu")),
+            Unit::Norms => {
+                (ops::norms::NormArgs::cuda(), &[("ptx.cuh", PTX)], kernel_file!("norms.cu"))
+            }
             Unit::HeadNormRope => (
                 ops::head_norm_rope::HeadNormRopeArgs::cuda()
                     + &ops::head_norm_rope::RopeTableArgs::cuda(),

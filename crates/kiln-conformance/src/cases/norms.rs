@@ -73,7 +73,23 @@ pub(super) fn add(cases: &mut Cases) {
     family(cases, "moe_post_ff_norm_end_layer", false, 2, moe_post_ff_norm_end_layer);
     family(cases, "add_rms_norm", true, 4, add_rms_norm);
     family(cases, "layer_norm", false, 2, layer_norm);
+    many_rows(cases, "rms_norm", rms_norm);
+    many_rows(cases, "rms_norm_mul", rms_norm_mul);
+    many_rows(cases, "post_ff_norm_end_layer", post_ff_norm_end_layer);
+    many_rows(cases, "layer_norm", layer_norm);
     far(cases);
+}
+
+/// More rows than a device works on at once: each of its blocks may take several.
+fn many_rows(cases: &mut Cases, op: &'static str, build: Build) {
+    let shapes = [(DType::F32, 1100, 4104), (DType::BF16, 1100, 2056), (DType::F16, 2200, 2056)];
+    for (index, (x, rows, dim)) in shapes.into_iter().enumerate() {
+        let (w, dist, layout, in_place) = (Some(x), DISTS[0], Layout::Guarded, index == 0);
+        let spec =
+            Spec { x, w, rows, dim, dist, eps: 1e-5, layout, in_place, zero_row: true, index };
+        let label = format!("{x} [{rows}, {dim}]");
+        cases.add(op, "many rows", label, move |p| build(p, &spec));
+    }
 }
 
 /// Every `stride`-th shape, by turns, for every combination of types.

@@ -3,6 +3,7 @@
 use super::activations;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
+use crate::runtime::context::Caps;
 use crate::view::View;
 use bytemuck::Zeroable;
 use kiln_core::DType;
@@ -70,8 +71,8 @@ kiln_core::kernel_args! {
         single: u32,
         /// Whether the factor at the end is one value.
         scalar_single: u32,
-        /// Unused.
-        reserved: u32,
+        /// Rows.
+        rows: u32,
         /// Added to means of squares.
         eps: f32,
     }
@@ -89,10 +90,31 @@ pub(crate) fn geometry(dim: u64) -> (u32, u32) {
     }
 }
 
+/// Rows in shared memory for each block of the kernels that stage them.
+const STAGES: u64 = 2;
+/// Rows of a processor from which on they are worth their beginning.
+const STAGED_ROWS: u64 = 8;
+
+/// Blocks, and their bytes of shared memory, that many rows with so many bytes of inputs are staged by.
+fn staged(rows: u64, input_bytes: u64, caps: Caps) -> Option<(u64, u64)> {
+    /// What the system takes of each block's share.
+    const RESERVED: u64 = 1 << 10;
+    /// More do not fit into the registers.
+    const MOST: u64 = 4;
+    let processors = u64::from(caps.processors);
+    let shared = STAGES * input_bytes;
+    let blocks = (u64::from(caps.shared) / (shared + RESERVED)).min(MOST);
+    (blocks > 0 && rows >= STAGED_ROWS * processors).then_some((blocks * processors, shared))
+}
+
 /// The arguments while they are made.
 struct Norm {
     args: NormArgs,
     views: Vec<View>,
+    /// Inputs of a row, where it is worth to stage those of many rows.
+    inputs: u64,
+    /// Fewest chunks of a row for that.
+    chunks: u32,
 }
 
 impl Norm {
@@ -101,7 +123,13 @@ impl Norm {
         let mut args = NormArgs { dim, eps, ..NormArgs::zeroed() };
         args.input = input.address;
         args.input_stride = input.stride(0);
-        Self { args, views: vec![input] }
+        args.rows = input.extent(0).min(u64::from(u32::MAX)) as u32;
+        Self { args, views: vec![input], inputs: 0, chunks: 0 }
+    }
+
+    /// Stages so many inputs of many rows that have so many chunks or more.
+    fn staged(self, inputs: u64, chunks: u32) -> Self {
+        Self { inputs, chunks, ..self }
     }
 
     /// Address and stride of rows.
@@ -124,12 +152,21 @@ impl Norm {
         let whole = first.last().is_multiple_of(4) && self.views.iter().all(View::is_wide);
         let chunks = if whole { chunks } else { 0 };
         let kernel = format!("{name}_{}_{chunks}", first.dtype());
-        lowering.launch(Kernel::new(Unit::Norms, kernel, first.extent(0), threads), &self.args);
+        let rows = first.extent(0);
+        let bytes = self.inputs * first.last() * first.dtype().block_bytes() as u64;
+        let fits = self.inputs > 0 && chunks >= self.chunks && threads == 512;
+        let kernel = match staged(rows, bytes, lowering.caps).filter(|_| fits && chunks > 0) {
+            Some((blocks, shared)) => {
+                Kernel::new(Unit::Norms, kernel + "_staged", blocks, threads).shared(shared)
+            }
+            None => Kernel::new(Unit::Norms, kernel, rows, threads),
+        };
+        lowering.launch(kernel, &self.args);
     }
 }
 
 pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) {
-    let mut norm = Norm::new(op.input, op.eps);
+    let mut norm = Norm::new(op.input, op.eps).staged(1, 4);
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
     norm.args.q8 = activations::provide_q8(op.output, lowering);
@@ -138,7 +175,7 @@ pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) {
 }
 
 pub(super) fn rms_norm_mul(op: &RmsNormMul<View>, lowering: &mut Lowering) {
-    let mut norm = Norm::new(op.input, op.eps);
+    let mut norm = Norm::new(op.input, op.eps).staged(2, 2);
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.other, norm.args.other_stride] = norm.rows(op.scale);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
@@ -197,7 +234,7 @@ impl EndLayer {
 pub(super) fn post_ff_norm_end_layer(op: &PostFfNormEndLayer<View>, lowering: &mut Lowering) {
     let PostFfNormEndLayer { attn, moe, weight_moe, residual, weight_mlp, .. } = *op;
     let PostFfNormEndLayer { layer_scalar, mlp, output, eps, .. } = *op;
-    let mut norm = Norm::new(moe, eps);
+    let mut norm = Norm::new(moe, eps).staged(3, 2);
     EndLayer { attn, weight_moe, residual, weight_mlp, layer_scalar, mlp, output }.fill(&mut norm);
     norm.launch("post_ff_norm_end_layer", lowering);
 }
@@ -229,7 +266,7 @@ pub(super) fn add_rms_norm(op: &AddRmsNorm<View>, lowering: &mut Lowering) {
 }
 
 pub(super) fn layer_norm(op: &LayerNorm<View>, lowering: &mut Lowering) {
-    let mut norm = Norm::new(op.input, op.eps);
+    let mut norm = Norm::new(op.input, op.eps).staged(1, 2);
     norm.args.weight_a = norm.vector(Some(op.weight), 1);
     norm.args.weight_b = norm.vector(op.bias, 2);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
@@ -239,6 +276,15 @@ pub(super) fn layer_norm(op: &LayerNorm<View>, lowering: &mut Lowering) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_rows_are_staged() {
+        let caps = Caps { compute: [9, 0], processors: 132, shared: 227 << 10 };
+        assert_eq!(staged(1000, 16384, caps), None);
+        assert_eq!(staged(8192, 16384, caps), Some((528, 32768)));
+        assert_eq!(staged(8192, 3 * 32768, caps), Some((132, 6 * 32768)));
+        assert_eq!(staged(8192, 4 * 32768, caps), None);
+    }
 
     #[test]
     fn every_row_has_a_geometry() {

@@ -124,8 +124,10 @@ impl Modules {
                 };
                 entered.driver.check(&format!("kernel {name} of {unit}"), status)?;
                 // A processor divides its memory anew only when it is idle: kernels that are to
-                // run side by side must ask for one division.
-                set(function, CARVEOUT, 100)?;
+                // run side by side must ask for one division. Staged rows leave room for weights.
+                if unit != Unit::Norms || shared == 0 {
+                    set(function, CARVEOUT, 100)?;
+                }
                 (function, FREE)
             }
         };
