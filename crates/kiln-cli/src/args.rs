@@ -72,7 +72,7 @@ impl DeviceArgs {
         let options = DeviceOptions {
             threads: self.threads,
             instruction_set: self.instruction_set.clone(),
-            kernel_cache: self.kernel_cache.clone().or_else(kernel_cache),
+            kernel_cache: self.kernel_cache(),
         };
         match &self.device {
             Some(name) => Device::open(name, &options),
@@ -86,6 +86,15 @@ impl DeviceArgs {
         kiln::cpu::Config { threads: *threads, instruction_set: instruction_set.clone() }
     }
 
+    /// What of it concerns the CUDA device.
+    pub(crate) fn cuda_config(&self) -> kiln::cuda::Config {
+        kiln::cuda::Config { cache: self.kernel_cache(), ..Default::default() }
+    }
+
+    fn kernel_cache(&self) -> Option<PathBuf> {
+        self.kernel_cache.clone().or_else(user_kernel_cache)
+    }
+
     /// The device asked for by name.
     pub(crate) fn name(&self) -> Option<&str> {
         self.device.as_deref()
@@ -93,7 +102,7 @@ impl DeviceArgs {
 }
 
 /// The user's cache folder, by the XDG base directories.
-fn kernel_cache() -> Option<PathBuf> {
+fn user_kernel_cache() -> Option<PathBuf> {
     let absolute =
         |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;

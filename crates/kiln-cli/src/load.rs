@@ -82,7 +82,7 @@ pub(crate) struct SourceArgs {
     #[command(flatten)]
     pub(crate) arithmetic: ArithmeticArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 fn shape_names() -> clap::builder::PossibleValuesParser {

@@ -121,7 +121,8 @@ __device__ __forceinline__ void second_values(const Row<T, WHOLE, STAGED>& row, 
     for (int e = 0; e < 4; ++e) v[e] = other[e] + v[e] * r * w[e];
 }
 
-template <Kind KIND> constexpr int INPUTS = KIND == POST_FF ? 3 : KIND == RMS_NORM_MUL || KIND == POST_ATTN || KIND == ADD_RMS_NORM ? 2 : 1;
+// Those of staged rows.
+template <Kind KIND> constexpr int INPUTS = KIND == POST_FF ? 3 : KIND == RMS_NORM_MUL ? 2 : 1;
 
 template <Kind KIND, class T, int CHUNKS, bool STAGED>
 __device__ __forceinline__ void norm(const Row<T, (CHUNKS > 0), STAGED>& row, const Vectors<KIND, CHUNKS, STAGED>& vectors) {

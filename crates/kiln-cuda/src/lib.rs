@@ -15,6 +15,7 @@
 //! ```
 
 mod kernels;
+mod limits;
 mod lower;
 mod ops;
 mod planes;
@@ -23,6 +24,7 @@ mod supports;
 mod view;
 
 pub use kernels::Unit;
+pub use limits::{Limits, limits};
 pub use runtime::cubin::{Resources, resources};
 pub use runtime::nvrtc::Nvrtc;
 
@@ -172,6 +174,8 @@ impl Backend for Cuda {
     fn compile(&self, plan: Arc<Plan>) -> Result<Box<dyn Execute>> {
         let arena = Memory::new(&self.context, plan.arena_bytes())?;
         let mut steps = Vec::with_capacity(plan.steps().len());
+        // Every step waits for the one before, and so for all before.
+        let chain = plan.steps().iter().skip(1).all(|step| step.barrier);
         for step in plan.steps() {
             let resolve = |tensor: &Tensor| -> Result<View> {
                 Ok(match plan.locate(tensor) {
@@ -184,11 +188,10 @@ impl Backend for Cuda {
                     }
                 })
             };
-            let mut depends_on = step.depends_on.clone();
-            if step.barrier && depends_on.is_empty() {
-                // A barrier that no hazard asks for: behind everything before.
-                depends_on = (0..steps.len()).collect();
-            }
+            let depends_on = match steps.len() {
+                index @ 1.. if chain => vec![index - 1],
+                _ => step.depends_on.clone(),
+            };
             steps.push((step.op.try_map(|_, tensor| resolve(tensor))?, depends_on));
         }
         // The workspace's addresses are part of the arguments: measure, allocate, lower.

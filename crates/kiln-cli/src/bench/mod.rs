@@ -1,6 +1,8 @@
 //! `kiln bench`: speeds of models and of single operations.
 
 mod compare;
+mod inputs;
+mod limits;
 mod op_cases;
 mod ops;
 
@@ -16,6 +18,7 @@ use crate::args::{self, Format};
 use crate::error::CliError;
 use crate::load::SourceArgs;
 use crate::output::{self, Table};
+use limits::Limits;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +31,8 @@ Examples:
 
 Prints tokens per second of the prompt (prefill) and of generation (decode): the median over the
 repeats, the lowest and the highest. Both begin with an empty context; a first run of each is not
-counted.
+counted. The limits of the device come first: what it reads or copies from its memory, and what it
+multiplies; the last column is the share of its memory's bandwidth.
 
 --compare runs another program's llama-bench in turn with each repeat, on the same file with the same
 -p, -n and -t, and prints the ratio of the medians with its spread.";
@@ -76,8 +80,12 @@ struct Report {
     precision: String,
     kv_type: &'static str,
     repeats: usize,
+    /// What the device does at best, where that is measured.
+    limits: Option<Limits>,
     prefill: Option<Speed>,
     decode: Option<Speed>,
+    /// Bytes of weights that decode reads per second, over the memory's bandwidth.
+    decode_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<compare::Comparison>,
 }
@@ -143,6 +151,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     }
     let peer = args.compare.as_deref().map(|command| compare::Peer::new(command, args));
     let peer = peer.transpose()?;
+    // Before the weights take the memory.
+    let limits = Limits::measure(&args.source.device.open()?, &args.source.device)?;
     let (mut session, model) = args.source.session(args.prompt.max(args.decode))?;
     let tokens = prompt_tokens(args.prompt.max(1), session.model().config().vocab);
     let mut runs = [Vec::new(), Vec::new()];
@@ -164,7 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         .clone()
         .map(|command| compare::Comparison::new(command, [&prefill, &decode], peer_runs));
     let device = session.model().device();
-    let report = Report {
+    let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         model,
         weight_bytes: device.memory().weights,
@@ -173,10 +183,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         precision: format!("{:?}", args.source.arithmetic.precision()).to_lowercase(),
         kv_type: args.source.arithmetic.kv_type.name(),
         repeats: args.repeats,
+        limits,
         prefill,
         decode,
+        decode_share: None,
         peer,
     };
+    report.decode_share =
+        limits.zip(report.bandwidth()).map(|(limits, used)| limits.of_memory(used));
     match args.format {
         Format::Json => output::json(&report)?,
         Format::Text => report.write(&mut io::stdout().lock())?,
@@ -197,22 +211,33 @@ fn decode(session: &mut Session, first: u32, count: usize) -> Result<(), ModelEr
 }
 
 impl Report {
+    /// GB/s of weights in decode, where every token reads all of them.
+    fn bandwidth(&self) -> Option<f64> {
+        self.decode.as_ref().map(|speed| speed.median * self.weight_bytes as f64 / 1e9)
+    }
+
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let weights = output::bytes(self.weight_bytes as u64);
         writeln!(out, "{}, {weights} of weights", self.model)?;
         let Report { device, description, precision, kv_type, .. } = self;
         writeln!(out, "{device}: {description}, {precision} arithmetic, {kv_type} cache")?;
-        let mut table = Table::new("<>>>>>");
-        table.row(["", "tokens", "tokens/s", "lowest", "highest", "GB/s of weights"]);
+        if let Some(limits) = self.limits {
+            writeln!(out, "limits: {limits}")?;
+        }
+        let mut table = Table::new("<>>>>>>");
+        let names =
+            ["", "tokens", "tokens/s", "lowest", "highest", "GB/s of weights", "of the limit"];
+        table.row(names);
         for (name, speed) in [("prefill", &self.prefill), ("decode", &self.decode)] {
             let Some(Speed { tokens, median, min, max, .. }) = speed else { continue };
             let figure = |value: &f64| output::figure(*value);
-            let bandwidth = match name {
-                "decode" => output::figure(median * self.weight_bytes as f64 / 1e9),
-                _ => String::new(),
-            };
-            let tokens = tokens.to_string();
-            table.row([name, &tokens, &figure(median), &figure(min), &figure(max), &bandwidth]);
+            let decode = name == "decode";
+            let bandwidth = self.bandwidth().filter(|_| decode).map(output::figure);
+            let share = self.decode_share.filter(|_| decode);
+            let share = share.map(|share| format!("{:.0} %", 100.0 * share));
+            let [bandwidth, share] = [bandwidth, share].map(Option::unwrap_or_default);
+            let [median, min, max] = [median, min, max].map(figure);
+            table.row([name, &tokens.to_string(), &median, &min, &max, &bandwidth, &share]);
         }
         table.write(out)?;
         writeln!(out, "  median of {}", output::plural(self.repeats, "run"))?;

@@ -3,11 +3,13 @@
 use kiln::ops::{
     Activation, Add, AddRmsNorm, Argmax, AttentionLayout, CachedAttention, Embed, FlashAttention,
     GatedMatmul, GeluMul, HeadLayout, HeadNormRope, InputLayout, KvAppend, LayerNorm, Matmul,
-    MatmulId, Op, Precision, RmsNorm, RmsNormMul, RopePairing, Sample, SiluMul, Softmax,
+    MatmulId, MoePostFfNormEndLayer, Op, PostAttnTripleNorm, PostFfNormEndLayer, RmsNorm,
+    RmsNormMul, RmsNormTriple, RopePairing, Sample, SiluMul, Softmax,
 };
 use kiln::prelude::*;
-use kiln::quant::quantize_row;
-use kiln::{Executable, PlanOptions, Recording, Result, Shape, SharedBytes};
+use kiln::{Barriers, Executable, PlanOptions, Recording, Result};
+
+use super::inputs::{self, Inputs, Use};
 
 const DIM: usize = 4096;
 const HEADS: usize = 32;
@@ -17,18 +19,20 @@ const VOCAB: usize = 128_256;
 const EXPERTS: usize = 8;
 /// Rows of a decode step and of a chunk of a prompt.
 const ROWS: [usize; 2] = [1, 512];
-/// Bytes of weights that no cache holds.
-const BEYOND_CACHES: usize = 256 << 20;
+/// Steps of a plan on a GPU: enough that its start and its end do not count, and no more copies of small
+/// tensors than that.
+const STEPS: [usize; 2] = [16, 64];
 const EPS: f32 = 1e-5;
 
-type Build = dyn Fn(&Inputs) -> Result<Executable>;
+type Record = dyn Fn(&Inputs, &mut Recording) -> Result<()>;
 
 /// An operation at a shape.
 pub(super) struct OpCase {
     pub(super) op: &'static str,
     pub(super) label: String,
-    /// Makes a plan whose steps are all this operation.
-    pub(super) build: Box<Build>,
+    /// Whether it takes a CPU minutes.
+    pub(super) large: bool,
+    record: Box<Record>,
 }
 
 impl OpCase {
@@ -37,70 +41,34 @@ impl OpCase {
         label: String,
         record: impl Fn(&Inputs, &mut Recording) -> Result<()> + 'static,
     ) -> Self {
-        let build = Box::new(move |inputs: &Inputs| {
-            let mut recording = inputs.device.record();
-            record(inputs, &mut recording)?;
-            recording.finish_with(PlanOptions { fuse: false, ..PlanOptions::default() })
-        });
-        Self { op, label, build }
-    }
-}
-
-/// Makes tensors with random values.
-pub(super) struct Inputs {
-    device: Device,
-    precision: Precision,
-}
-
-impl Inputs {
-    pub(super) fn new(device: &Device, precision: Precision) -> Self {
-        Self { device: device.clone(), precision }
+        Self { op, label, large: false, record: Box::new(record) }
     }
 
-    /// Bytes of values between -1 and 1; rows repeat after a few.
-    fn bytes(&self, dtype: DType, shape: Shape) -> Result<Vec<u8>> {
-        const DISTINCT: usize = 16;
-        let row = shape.last();
-        let rows = shape.values().unwrap_or(0) / row.max(1);
-        let possible = || kiln::Error::Shape {
-            shape: shape.to_string(),
-            dtype,
-            problem: "its rows are not whole blocks",
-        };
-        let row_bytes = dtype.row_bytes(row).ok_or_else(possible)?;
-        let mut state = 0x9e37_79b9_u32;
-        let mut tile = vec![0; DISTINCT.min(rows) * row_bytes];
-        for bytes in tile.chunks_exact_mut(row_bytes) {
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            };
-            let values: Vec<f32> = (0..row).map(|_| next()).collect();
-            quantize_row(dtype, &values, bytes).map_err(|_| possible())?;
+    fn large(self) -> Self {
+        Self { large: true, ..self }
+    }
+
+    /// Makes a plan whose steps are all this operation. On a GPU they go through more tensors than
+    /// caches hold, one after the other.
+    pub(super) fn build(&self, inputs: &Inputs) -> Result<Executable> {
+        let mut recording = inputs.device.record();
+        (self.record)(inputs, &mut recording)?;
+        let mut barriers = Barriers::Hazards;
+        if inputs.repeats() {
+            let [least, most] = STEPS;
+            let operands = recording.ops().first().map(Op::operands).unwrap_or_default();
+            let bytes = operands.iter().map(|(_, tensor)| tensor.bytes()).sum::<usize>();
+            let copies = inputs::BEYOND_CACHES.div_ceil(bytes.max(1)).min(most);
+            while recording.ops().len() < copies {
+                (self.record)(inputs, &mut recording)?;
+            }
+            let ops = recording.ops().to_vec();
+            for op in ops.iter().cycle().take(least.saturating_sub(ops.len())) {
+                recording.push(op.clone())?;
+            }
+            barriers = Barriers::EveryStep;
         }
-        Ok(tile.into_iter().cycle().take(rows * row_bytes).collect())
-    }
-
-    fn tensor(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
-        self.device.upload_bytes(dtype, shape, &self.bytes(dtype, shape)?)
-    }
-
-    fn floats(&self, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.tensor(DType::F32, shape)
-    }
-
-    fn weight(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
-        self.device.import(dtype, shape, SharedBytes::from_vec(self.bytes(dtype, shape)?))
-    }
-
-    fn integers(&self, values: &[u32]) -> Result<Tensor> {
-        self.device.upload(values, [values.len()])
-    }
-
-    fn output(&self, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.device.tensor(DType::F32, shape)
+        recording.finish_with(PlanOptions { fuse: false, barriers })
     }
 }
 
@@ -112,10 +80,21 @@ pub(super) fn cases() -> Vec<OpCase> {
     }
     cases.extend(ROWS.map(gated_matmul));
     cases.extend(ROWS.map(matmul_id));
-    cases.extend(ROWS.into_iter().flat_map(norms));
+    cases.extend(ROWS.into_iter().flat_map(|rows| norms(rows, DIM)));
+    cases.extend(
+        LARGE_NORMS.into_iter().flat_map(|[rows, dim]| norms(rows, dim)).map(OpCase::large),
+    );
     cases.extend(ROWS.map(head_norm_rope));
     cases.extend([(1, 512), (1, 4096), (512, 512)].map(|(t, kv)| cached_attention(t, kv)));
-    cases.push(flash_attention(512));
+    cases.push(flash_attention(
+        DType::F16,
+        Heads { tokens: 512, heads: [HEADS, KV_HEADS], dim: HEAD_DIM },
+        true,
+    ));
+    let large = LARGE_ATTENTIONS.into_iter();
+    let large = large
+        .flat_map(|shape| [false, true].map(|causal| flash_attention(DType::BF16, shape, causal)));
+    cases.extend(large.map(OpCase::large));
     cases.extend(ROWS.map(kv_append));
     cases.extend(ROWS.map(embed));
     cases.extend(elementwise());
@@ -130,7 +109,7 @@ fn matmul(dtype: DType, m: usize) -> OpCase {
     OpCase::new(Matmul::<()>::NAME, label, move |inputs, recording| {
         let input = inputs.floats([m, DIM])?;
         let bytes = DIM * dtype.row_bytes(DIM).unwrap_or(DIM);
-        let copies = if m == 1 { BEYOND_CACHES.div_ceil(bytes) } else { 1 };
+        let copies = if m == 1 { inputs.weights(bytes) } else { 1 };
         for _ in 0..copies {
             let weight = inputs.weight(dtype, [DIM, DIM])?;
             let output = inputs.output([m, DIM])?;
@@ -171,42 +150,109 @@ fn matmul_id(m: usize) -> OpCase {
     })
 }
 
-fn norms(rows: usize) -> Vec<OpCase> {
-    let label = || format!("f32 rows={rows} dim={DIM}");
+/// Rows and their length: 128 and 512 MiB in f32.
+const LARGE_NORMS: [[usize; 2]; 2] = [[8192, 4096], [16384, 8192]];
+
+fn norms(rows: usize, dim: usize) -> Vec<OpCase> {
+    const TOP_K: usize = 2;
+    let label = || format!("f32 rows={rows} dim={dim}");
+    let shape = [rows, dim];
     vec![
         OpCase::new(RmsNorm::<()>::NAME, label(), move |inputs, recording| {
             recording.push(RmsNorm {
-                input: &inputs.floats([rows, DIM])?,
-                weight: Some(&inputs.floats([DIM])?),
-                output: &inputs.output([rows, DIM])?,
+                input: &inputs.floats(shape)?,
+                weight: Some(&inputs.floats([dim])?),
+                output: &inputs.output(shape)?,
                 eps: EPS,
             })
         }),
         OpCase::new(RmsNormMul::<()>::NAME, label(), move |inputs, recording| {
             recording.push(RmsNormMul {
-                input: &inputs.floats([rows, DIM])?,
-                weight: Some(&inputs.floats([DIM])?),
-                scale: &inputs.floats([rows, DIM])?,
-                output: &inputs.output([rows, DIM])?,
+                input: &inputs.floats(shape)?,
+                weight: Some(&inputs.floats([dim])?),
+                scale: &inputs.floats(shape)?,
+                output: &inputs.output(shape)?,
                 eps: EPS,
             })
         }),
+        OpCase::new(RmsNormTriple::<()>::NAME, label(), move |inputs, recording| {
+            let weight = &inputs.floats([dim])?;
+            recording.push(RmsNormTriple {
+                input: &inputs.floats(shape)?,
+                weight_a: weight,
+                weight_b: weight,
+                weight_c: weight,
+                output_a: &inputs.output(shape)?,
+                output_b: &inputs.output(shape)?,
+                output_c: &inputs.output(shape)?,
+                eps: EPS,
+            })
+        }),
+        OpCase::new(PostAttnTripleNorm::<()>::NAME, label(), move |inputs, recording| {
+            let weight = &inputs.floats([dim])?;
+            recording.push(PostAttnTripleNorm {
+                hidden: &inputs.floats(shape)?,
+                attn: &inputs.floats(shape)?,
+                weight_post: weight,
+                weight_a: weight,
+                weight_b: weight,
+                weight_c: weight,
+                residual: &inputs.output(shape)?,
+                output_a: &inputs.output(shape)?,
+                output_b: &inputs.output(shape)?,
+                output_c: &inputs.output(shape)?,
+                eps: EPS,
+            })
+        }),
+        OpCase::new(PostFfNormEndLayer::<()>::NAME, label(), move |inputs, recording| {
+            let weight = &inputs.floats([dim])?;
+            recording.push(PostFfNormEndLayer {
+                attn: &inputs.floats(shape)?,
+                moe: &inputs.floats(shape)?,
+                weight_moe: weight,
+                residual: &inputs.floats(shape)?,
+                weight_mlp: weight,
+                layer_scalar: &inputs.floats([1])?,
+                mlp: &inputs.output(shape)?,
+                output: &inputs.output(shape)?,
+                eps: EPS,
+            })
+        }),
+        OpCase::new(
+            MoePostFfNormEndLayer::<()>::NAME,
+            format!("{} top_k={TOP_K}", label()),
+            move |inputs, recording| {
+                let weight = &inputs.floats([dim])?;
+                recording.push(MoePostFfNormEndLayer {
+                    attn: &inputs.floats(shape)?,
+                    experts: &inputs.floats([rows, TOP_K, dim])?,
+                    route: &inputs.floats([rows, TOP_K])?,
+                    weight_moe: weight,
+                    residual: &inputs.floats(shape)?,
+                    weight_mlp: weight,
+                    layer_scalar: &inputs.floats([1])?,
+                    mlp: &inputs.output(shape)?,
+                    output: &inputs.output(shape)?,
+                    eps: EPS,
+                })
+            },
+        ),
         OpCase::new(AddRmsNorm::<()>::NAME, label(), move |inputs, recording| {
             recording.push(AddRmsNorm {
-                a: &inputs.floats([rows, DIM])?,
-                b: &inputs.floats([rows, DIM])?,
-                weight: Some(&inputs.floats([DIM])?),
-                residual: &inputs.output([rows, DIM])?,
-                output: &inputs.output([rows, DIM])?,
+                a: &inputs.floats(shape)?,
+                b: &inputs.floats(shape)?,
+                weight: Some(&inputs.floats([dim])?),
+                residual: &inputs.output(shape)?,
+                output: &inputs.output(shape)?,
                 eps: EPS,
             })
         }),
         OpCase::new(LayerNorm::<()>::NAME, label(), move |inputs, recording| {
             recording.push(LayerNorm {
-                input: &inputs.floats([rows, DIM])?,
-                weight: &inputs.floats([DIM])?,
-                bias: Some(&inputs.floats([DIM])?),
-                output: &inputs.output([rows, DIM])?,
+                input: &inputs.floats(shape)?,
+                weight: &inputs.floats([dim])?,
+                bias: Some(&inputs.floats([dim])?),
+                output: &inputs.output(shape)?,
                 eps: EPS,
             })
         }),
@@ -259,21 +305,47 @@ fn cached_attention(tokens: usize, keys: usize) -> OpCase {
     })
 }
 
-fn flash_attention(tokens: usize) -> OpCase {
-    let label = format!("f16 causal tokens={tokens} heads={HEADS}/{KV_HEADS} dim={HEAD_DIM}");
+/// Queries, and keys and values, of an attention over a whole prompt.
+#[derive(Clone, Copy)]
+struct Heads {
+    tokens: usize,
+    /// Of queries, and of keys and values.
+    heads: [usize; 2],
+    dim: usize,
+}
+
+const LARGE_ATTENTIONS: [Heads; 5] = [
+    Heads { tokens: 16384, heads: [32, 32], dim: 64 },
+    Heads { tokens: 4096, heads: [32, 8], dim: 128 },
+    Heads { tokens: 16384, heads: [32, 8], dim: 128 },
+    Heads { tokens: 16384, heads: [16, 8], dim: 256 },
+    Heads { tokens: 8192, heads: [8, 8], dim: 512 },
+];
+
+fn flash_attention(dtype: DType, shape: Heads, causal: bool) -> OpCase {
+    /// Queries whose results are compared.
+    const COMPARED: usize = 64;
+    let Heads { tokens, heads: [heads, kv_heads], dim } = shape;
+    let kind = if causal { "causal" } else { "full" };
+    let label = format!("{dtype} {kind} tokens={tokens} heads={heads}/{kv_heads} dim={dim}");
     OpCase::new(FlashAttention::<()>::NAME, label, move |inputs, recording| {
-        let heads = |count| inputs.tensor(DType::F16, [1, count, tokens, HEAD_DIM]);
+        let tensor = |count| inputs.tensor(dtype, [1, count, tokens, dim]);
+        let queries = match inputs.use_for {
+            Use::Speed => 0..tokens,
+            Use::Reference => tokens.saturating_sub(COMPARED)..tokens,
+        };
+        let rows = queries.len();
         recording.push(FlashAttention {
-            q: &heads(HEADS)?,
-            k: &heads(KV_HEADS)?,
-            v: &heads(KV_HEADS)?,
+            q: &tensor(heads)?.slice(2, queries)?,
+            k: &tensor(kv_heads)?,
+            v: &tensor(kv_heads)?,
             mask: None,
             blocks: None,
             sinks: None,
-            output: &heads(HEADS)?,
+            output: &inputs.device.tensor(dtype, [1, heads, rows, dim])?,
             layout: AttentionLayout::HeadMajor,
-            scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-            causal: true,
+            scale: 1.0 / (dim as f32).sqrt(),
+            causal,
             window: None,
             softcap: None,
             q_offset: None,

@@ -4,10 +4,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use kiln::Executable;
+use kiln::prelude::*;
+use kiln::{Executable, quant};
 use serde::Serialize;
 
-use super::op_cases::{Inputs, OpCase, cases};
+use super::inputs::{Inputs, Use, is_gpu};
+use super::limits::Limits;
+use super::op_cases::{OpCase, cases};
 use super::spread;
 use crate::args::{self, DeviceArgs, Format};
 use crate::error::CliError;
@@ -21,11 +24,14 @@ Examples:
   kiln bench ops --op matmul --exact -t 2
   kiln bench ops --op rms_norm --format json
 
-The CPU's limits come first: memory reads by all threads, and byte products on tiles in cache. The
-last column is the larger of the shares of both; small operations that stay in caches exceed it.
+The limits come first. Of the CPU: memory reads by all threads, and byte products on tiles in cache.
+Of a CUDA device: a copy inside its memory, and a bf16 product of 8192 x 8192 matrices. The last
+column is the larger of the shares of both; small operations that stay in caches exceed it.
 
 Products are of one and of 512 rows with 4096 x 4096 weights of every type; those of one row go
-through more weights than caches hold. Bytes and operations are those each operation declares.")]
+through more weights than caches hold. On a GPU every operation goes through more tensors than that,
+up to 64 copies, one step after the other in one plan, and its results are compared with the CPU's
+before it is timed. Bytes and operations are those each operation declares.")]
 pub(crate) struct Args {
     /// Only this operation
     #[arg(long, value_name = "NAME")]
@@ -48,16 +54,10 @@ struct Report {
     version: &'static str,
     device: &'static str,
     description: String,
-    /// Of the CPU: what it reads and multiplies at best.
-    limits: Option<MachineLimits>,
+    /// What the device does at best, where that is measured.
+    limits: Option<Limits>,
     ops: Vec<Row>,
     skipped: Vec<Skip>,
-}
-
-#[derive(Clone, Copy, Serialize)]
-struct MachineLimits {
-    read_gb_per_s: f64,
-    dot_gop_per_s: f64,
 }
 
 #[derive(Serialize)]
@@ -71,6 +71,8 @@ struct Row {
     gflop_per_s: f64,
     /// The larger of the shares of both limits.
     share: Option<f64>,
+    /// Root mean square of the difference from the CPU's result, relative to that of the result.
+    error: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -82,25 +84,30 @@ struct Skip {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
-    let chosen = choose(args)?;
+    let precision = args::precision(args.exact);
     let device = args.device.open()?;
-    let inputs = Inputs::new(&device, args::precision(args.exact));
+    let chosen = choose(args, is_gpu(&device))?;
+    let inputs = Inputs { device: device.clone(), precision, use_for: Use::Speed };
+    let reference = (device.name() != "cpu")
+        .then(|| kiln::cpu::device(args.device.cpu_config()))
+        .transpose()?;
+    let reference = reference.map(|device| Inputs { device, precision, use_for: Use::Reference });
     let (description, name) = (device.description(), device.name());
     let version = env!("CARGO_PKG_VERSION");
-    let limits = (name == "cpu").then(|| limits(&args.device)).transpose()?;
+    let limits = Limits::measure(&device, &args.device)?;
     let (ops, skipped) = (Vec::new(), Vec::new());
     let mut report = Report { version, device: name, description, limits, ops, skipped };
     let bar = output::bar(chosen.len() as u64, "[{bar:40}] {pos}/{len} {msg}");
     for case in chosen {
         bar.set_message(format!("{} {}", case.op, case.label));
-        match (case.build)(&inputs) {
+        match case.build(&inputs) {
             Ok(executable) => {
-                let mut row = measure(&case, &executable)?;
-                row.share = limits.map(|limits| {
-                    let read = row.gb_per_s / limits.read_gb_per_s;
-                    read.max(row.gflop_per_s / limits.dot_gop_per_s)
-                });
-                report.ops.push(row);
+                executable.run()?;
+                let error = reference.as_ref().map(|inputs| check(&case, &executable, inputs));
+                let error = error.transpose()?;
+                let row = measure(&case, &executable)?;
+                let share = limits.map(|limits| limits.share(row.gb_per_s, row.gflop_per_s));
+                report.ops.push(Row { share, error, ..row });
             }
             Err(kiln::Error::Unsupported(problem)) => {
                 let (op, case, reason) = (case.op, case.label, problem.to_string());
@@ -119,15 +126,59 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn limits(device: &DeviceArgs) -> Result<MachineLimits, CliError> {
-    let kiln::cpu::Limits { read_gb_per_s, dot_gop_per_s } =
-        kiln::cpu::limits(&device.cpu_config())?;
-    Ok(MachineLimits { read_gb_per_s, dot_gop_per_s })
+/// The largest relative difference of an output of the first step from that of the CPU.
+fn check(case: &OpCase, executable: &Executable, reference: &Inputs) -> Result<f64, CliError> {
+    /// Roundings of 8-bit activations and of bf16 stay below.
+    const MOST: f64 = 0.02;
+    let expected = case.build(reference)?;
+    expected.run()?;
+    let outputs = |executable: &Executable| -> Vec<Tensor> {
+        let operands = executable.plan().steps().first().map(|step| step.op.operands());
+        let written = operands.into_iter().flatten().filter(|(role, _)| role.access.writes());
+        written.map(|(_, tensor)| tensor).collect()
+    };
+    let mut error = 0.0f64;
+    for (got, expected) in outputs(executable).iter().zip(outputs(&expected)) {
+        // The reference may have the last rows alone.
+        let got = (0..got.rank()).try_fold(got.clone(), |got, axis| {
+            let (all, some) = (got.extent(axis), expected.extent(axis));
+            if all == some { Ok(got) } else { got.slice(axis, all.saturating_sub(some)..all) }
+        })?;
+        let (got, expected) = (values(&got)?, values(&expected)?);
+        let squares = |value: &dyn Fn(f64, f64) -> f64| -> f64 {
+            let pairs = got.iter().zip(&expected);
+            pairs.map(|(&a, &b)| value(a.into(), b.into()).powi(2)).sum()
+        };
+        let (off, all) = (squares(&|a, b| a - b), squares(&|_, b| b));
+        let relative = if off == 0.0 { 0.0 } else { (off / all).sqrt() };
+        // Not a number is no result.
+        error = if relative <= error { error } else { relative };
+    }
+    if error <= MOST {
+        return Ok(error);
+    }
+    let OpCase { op, label, .. } = case;
+    Err(CliError::new(format_args!(
+        "the result of {op} {label} differs from the CPU's by {error:.1e} of its size: run `kiln verify --op {op}`"
+    )))
 }
 
-/// The cases asked for, at least one.
-fn choose(args: &Args) -> Result<Vec<OpCase>, CliError> {
-    let all = cases();
+/// The values of a tensor; integers too.
+fn values(tensor: &Tensor) -> Result<Vec<f32>, CliError> {
+    if tensor.dtype() == DType::U32 {
+        return Ok(tensor.to_vec::<u32>()?.into_iter().map(|value| value as f32).collect());
+    }
+    let mut bytes = vec![0; tensor.bytes()];
+    tensor.read_bytes(&mut bytes)?;
+    let mut values = vec![0.0; tensor.values()];
+    quant::dequantize_row(tensor.dtype(), &bytes, &mut values)?;
+    Ok(values)
+}
+
+/// The cases asked for, at least one; those that take a CPU minutes are for GPUs.
+fn choose(args: &Args, gpu: bool) -> Result<Vec<OpCase>, CliError> {
+    let mut all = cases();
+    all.retain(|case| gpu || !case.large);
     let mut names: Vec<&str> = all.iter().map(|case| case.op).collect();
     names.dedup();
     let names = names.join(", ");
@@ -150,7 +201,6 @@ fn measure(case: &OpCase, executable: &Executable) -> Result<Row, CliError> {
     let steps = executable.plan().steps();
     let sum = |amount: &dyn Fn(&kiln::Step) -> u64| steps.iter().map(amount).sum::<u64>() as f64;
     let (bytes, flops) = (sum(&|step| step.op.bytes()), sum(&|step| step.op.flops()));
-    executable.run()?;
     let (begun, mut times) = (Instant::now(), Vec::new());
     while times.len() < *RUNS.start() || (times.len() < *RUNS.end() && begun.elapsed() < ENOUGH) {
         let started = Instant::now();
@@ -168,6 +218,7 @@ fn measure(case: &OpCase, executable: &Executable) -> Result<Row, CliError> {
         gb_per_s: bytes / median / 1e9,
         gflop_per_s: flops / median / 1e9,
         share: None,
+        error: None,
     })
 }
 
@@ -175,9 +226,8 @@ impl Report {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let title = format!("{}: {}", self.device, self.description);
         writeln!(out, "{}", Style::of_stdout().heading(&title))?;
-        if let Some(MachineLimits { read_gb_per_s, dot_gop_per_s }) = self.limits {
-            let [read, dot] = [read_gb_per_s, dot_gop_per_s].map(output::figure);
-            writeln!(out, "limits: {read} GB/s read, {dot} GOP/s of 4-bit by 8-bit products")?;
+        if let Some(limits) = self.limits {
+            writeln!(out, "limits: {limits}")?;
         }
         let mut table = Table::new("<<>>>>");
         table.row(["operation", "case", "time", "GB/s", "GFLOP/s", "of the limit"]);

@@ -16,6 +16,12 @@ fn speeds_of_a_model_are_json_on_request() {
     }
     assert_eq!(report["device"], "cpu");
     assert!(report["weight_bytes"].as_u64().unwrap() > 0);
+    let read = report["limits"]["read_gb_per_s"].as_f64().unwrap();
+    let used = report["decode"]["median"].as_f64().unwrap()
+        * report["weight_bytes"].as_f64().unwrap()
+        / 1e9;
+    let share = report["decode_share"].as_f64().unwrap();
+    assert!((share * read / used - 1.0).abs() < 1e-9, "{report}");
 }
 
 #[test]
@@ -23,7 +29,7 @@ fn speeds_of_a_model_are_a_table_otherwise() {
     let model = fixture("qwen3.gguf");
     let text = kiln(&["bench", "-m", &model, "-p", "0", "-n", "2", "-r", "1", "-t", "1"]).ok();
     assert!(text.contains("decode") && !text.contains("prefill"), "{text}");
-    assert!(text.contains("tokens/s"), "{text}");
+    assert!(text.contains("tokens/s") && text.contains("limits: "), "{text}");
 }
 
 #[test]
@@ -70,6 +76,7 @@ fn an_operation_is_measured() {
     for limit in ["read_gb_per_s", "dot_gop_per_s"] {
         assert!(report["limits"][limit].as_f64() > Some(0.0), "{report}");
     }
+    assert!(rows.iter().all(|row| row["error"].is_null()), "{report}");
     kiln(&["bench", "ops", "--op", "juggle"]).error_with(&["matmul", "cached_attention"]);
 }
 
@@ -88,4 +95,19 @@ fn a_profile_has_the_operations_and_their_sum() {
     {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
+}
+
+#[test]
+fn results_of_another_device_are_compared_with_the_cpu() {
+    let options = ["--device", "metal-host", "--op", "kv_append", "--format", "json"];
+    let report = json(&kiln(&[&["bench", "ops"], &options[..]].concat()).ok());
+    let rows = report["ops"].as_array().unwrap();
+    assert!(!rows.is_empty() && report["limits"].is_null(), "{report}");
+    assert!(rows.iter().all(|row| row["error"] == 0.0), "{report}");
+}
+
+#[test]
+fn cases_that_take_a_cpu_minutes_are_left_out() {
+    let options = ["bench", "ops", "--device", "cpu", "--case", "tokens=16384"];
+    kiln(&options).error_with(&["no measurement"]);
 }

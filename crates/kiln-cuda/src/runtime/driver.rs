@@ -125,6 +125,7 @@ functions! {
         unsafe extern "C" fn(Address, *const c_void, usize, Handle) -> c_int,
     copy_to_host = "cuMemcpyDtoHAsync_v2":
         unsafe extern "C" fn(*mut c_void, Address, usize, Handle) -> c_int,
+    copy_on_device = "cuMemcpyDtoDAsync_v2": unsafe extern "C" fn(Address, Address, usize, Handle) -> c_int,
     host_allocate = "cuMemHostAlloc": unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> c_int,
     host_free = "cuMemFreeHost": unsafe extern "C" fn(*mut c_void) -> c_int,
     stream_create = "cuStreamCreate": unsafe extern "C" fn(*mut Handle, c_uint) -> c_int,

@@ -159,7 +159,7 @@ impl Event {
         entered.driver.check("cuEventSynchronize", status)
     }
 
-    fn since(&self, earlier: &Event, entered: &Entered<'_>) -> Result<Duration> {
+    pub(crate) fn since(&self, earlier: &Event, entered: &Entered<'_>) -> Result<Duration> {
         let mut milliseconds = 0f32;
         // SAFETY: both events have been recorded and reached.
         let status = unsafe {

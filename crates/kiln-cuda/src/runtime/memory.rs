@@ -51,6 +51,21 @@ impl Memory {
     }
 }
 
+/// Copies inside device memory, behind what is on the stream.
+///
+/// # Safety
+/// Two ranges of live memory of that size, which do not overlap.
+pub(crate) unsafe fn copy(
+    entered: &Entered<'_>,
+    to: Address,
+    from: Address,
+    bytes: usize,
+) -> Result<()> {
+    // SAFETY: by the contract.
+    let status = unsafe { (entered.driver.copy_on_device)(to, from, bytes, entered.stream) };
+    entered.driver.check("cuMemcpyDtoDAsync", status)
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         // Where the context cannot be entered the device is lost, and its memory with it.
