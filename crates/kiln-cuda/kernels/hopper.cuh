@@ -35,6 +35,9 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }
 
+// What threads wrote to shared memory, before warpgroup products read it.
+__device__ __forceinline__ void shared_writes_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Rows of 64 16-bit values, 128 bytes, in the 128-byte swizzle, eight rows to an atom.
 __device__ __forceinline__ u64 swizzled_rows(const void* p) {
     return u64(shared_address(p) >> 4 & 0x3fff) | u64(1) << 16 | u64(64) << 32 | u64(1) << 62;

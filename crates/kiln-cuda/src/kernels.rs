@@ -49,6 +49,8 @@ pub enum Unit {
     StreamMatVec(DType),
     /// Products of many rows, on Hopper alone.
     WgmmaMatmul,
+    /// Expert-routed products of many rows by weights of a type, on Hopper alone.
+    WgmmaMatmulId(DType),
     /// Attention for a head dimension, on Hopper alone.
     FlashAttentionWgmma(u32),
 }
@@ -92,7 +94,7 @@ impl Unit {
         ];
         units.extend(DType::QUANTIZED.map(Unit::MatVec));
         units.extend(DType::QUANTIZED.map(Unit::StreamMatVec));
-        for unit in [Unit::ExactMatmul, Unit::MmaMatmul, Unit::Dequantize] {
+        for unit in [Unit::ExactMatmul, Unit::MmaMatmul, Unit::Dequantize, Unit::WgmmaMatmulId] {
             units.extend(DType::WEIGHTS.map(unit));
         }
         units.extend(HEAD_DIMS.map(Unit::FlashAttention));
@@ -117,7 +119,13 @@ impl Unit {
 
     /// Whether it has instructions of Hopper alone.
     pub fn needs_hopper(self) -> bool {
-        matches!(self, Unit::WgmmaMatmul | Unit::FlashAttentionWgmma(_) | Unit::StreamMatVec(_))
+        matches!(
+            self,
+            Unit::WgmmaMatmul
+                | Unit::WgmmaMatmulId(_)
+                | Unit::FlashAttentionWgmma(_)
+                | Unit::StreamMatVec(_)
+        )
     }
 
     /// Whether its kernels are products of few rows.
@@ -127,7 +135,10 @@ impl Unit {
 
     /// Whether its kernels are products on tiles.
     pub(crate) fn is_tiled(self) -> bool {
-        matches!(self, Unit::WgmmaMatmul | Unit::MmaMatmul(_) | Unit::ExactMatmul(_))
+        matches!(
+            self,
+            Unit::WgmmaMatmul | Unit::WgmmaMatmulId(_) | Unit::MmaMatmul(_) | Unit::ExactMatmul(_)
+        )
     }
 
     /// The text of the unit: argument structs, shared parts, then the file.
@@ -214,6 +225,11 @@ impl Unit {
             Unit::MmaMatmul(_) => {
                 (tile(), &[TILE[0], TILE[1], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
             }
+            Unit::WgmmaMatmulId(_) => (
+                tile(),
+                &[TILE[0], TILE[1], ("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
+                kernel_file!("wgmma_matmul_id.cu"),
+            ),
             Unit::Dequantize(_) => {
                 (tile() + &ops::rows::EmbedArgs::cuda(), &TILE, kernel_file!("dequantize.cu"))
             }
@@ -231,6 +247,7 @@ impl Unit {
             Unit::MatVec(dtype)
             | Unit::ExactMatmul(dtype)
             | Unit::MmaMatmul(dtype)
+            | Unit::WgmmaMatmulId(dtype)
             | Unit::Dequantize(dtype) => format!("#define WEIGHT {}\n", format_name(dtype)),
             Unit::StreamMatVec(dtype) => {
                 let ring = ops::stream_mat_vec::Ring::new(dtype);
@@ -288,6 +305,7 @@ impl fmt::Display for Unit {
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
             Unit::StreamMatVec(dtype) => write!(f, "stream_mat_vec_{dtype}"),
             Unit::ExactMatmul(dtype) => write!(f, "exact_matmul_{dtype}"),
+            Unit::WgmmaMatmulId(dtype) => write!(f, "wgmma_matmul_id_{dtype}"),
             Unit::MmaMatmul(dtype) => write!(f, "mma_matmul_{dtype}"),
             Unit::Dequantize(dtype) => write!(f, "dequantize_{dtype}"),
             Unit::FlashAttention(dim) => write!(f, "flash_attention_{dim}"),

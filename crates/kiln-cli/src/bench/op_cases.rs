@@ -80,6 +80,7 @@ pub(super) fn cases() -> Vec<OpCase> {
     }
     cases.extend(ROWS.map(gated_matmul));
     cases.extend(ROWS.map(matmul_id));
+    cases.push(matmul_id(4096).large());
     cases.extend(ROWS.into_iter().flat_map(|rows| norms(rows, DIM)));
     cases.extend(
         LARGE_NORMS.into_iter().flat_map(|[rows, dim]| norms(rows, dim)).map(OpCase::large),

@@ -44,10 +44,20 @@ pub(crate) fn select_tokens(
     caps: Caps,
 ) -> Route {
     let m = if tokens <= MAT_VEC_ROWS { 1 } else { tokens };
-    match select(weight.dtype, precision, m, caps) {
-        Route::Wgmma => Route::Mma,
-        route => route,
-    }
+    select(weight.dtype, precision, m, caps)
+}
+
+/// Rows and columns of a tile of `wgmma_matmul_id.cu`.
+const WGMMA_TILE: u64 = 128;
+/// Bytes of its shared memory: four stages of 64 values of every row of both factors, and room to align
+/// them.
+const WGMMA_SHARED: u64 = 4 * 2 * WGMMA_TILE * 64 * 2 + 1024;
+
+/// The kernel of warpgroup products for so many slots.
+fn wgmma_kernel(weight: Weight, slots: u64) -> Kernel {
+    let grid = [weight.n.div_ceil(WGMMA_TILE), slots.div_ceil(WGMMA_TILE), 1];
+    let unit = Unit::WgmmaMatmulId(weight.dtype);
+    Kernel::new(unit, "wgmma_matmul_id", 1, 512).grid(grid).shared(WGMMA_SHARED)
 }
 
 pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
@@ -141,8 +151,11 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
                 m: slots,
                 ..tile_args(weight)
             };
-            let kernel =
-                if exact { exact_kernel(weight, slots) } else { mma_kernel(weight, slots) };
+            let kernel = match route {
+                Route::Exact => exact_kernel(weight, slots),
+                Route::Wgmma => wgmma_kernel(weight, slots),
+                _ => mma_kernel(weight, slots),
+            };
             // A layer of the grid for each expert, and one for slots without.
             let [x, y, _] = kernel.grid;
             lowering.launch(kernel.grid([x, y, experts + 1]), &args);
