@@ -9,13 +9,19 @@ struct Input {
     }
 };
 
-// Signed bytes by blocks of 32, as `store_q8` lays them out.
-extern "C" __global__ void activations_q8(const __grid_constant__ ActivationArgs args) { begin();
-    const u32 lane = threadIdx.x & 31;
-    const u64 blocks = args.k / 32, block = u64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5);
-    if (block >= blocks * args.rows) return;
-    const u64 row = block / blocks, b = block % blocks;
-    store_q8((u8*)args.output + row * blocks * 48, blocks, b, Input{args}.at(row, b * 32 + lane));
+// In 15 bits, as `store_q15` lays them out: four values to a thread.
+extern "C" __global__ void activations_q15(const __grid_constant__ ActivationArgs args) { begin();
+    const u64 row = blockIdx.y;
+    const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) * 4, blocks = args.k / 32;
+    if (i >= args.k) return;
+    float x[4];
+    if (args.element == ELEMENT_F32 && args.head_dim == args.k && ((args.input | args.stride_row) & 15) == 0) {
+        load4((const float*)(args.input + row * args.stride_row) + i, true, x);
+    } else {
+        #pragma unroll
+        for (int e = 0; e < 4; ++e) x[e] = Input{args}.at(row, i + e);
+    }
+    store_q15((u8*)args.output + row * blocks * Q15_BLOCK, blocks, i, x);
 }
 
 // Contiguous f32 rows of k values.

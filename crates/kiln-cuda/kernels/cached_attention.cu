@@ -91,9 +91,9 @@ __device__ __noinline__ void store_output(const CachedAttentionArgs& args, u64 t
     void* output = (void*)(args.output + token * args.output_stride_t + head * args.output_stride_h);
     #pragma unroll
     for (int e = 0; e < 4; ++e) store_as(args.element, output, i + e, y[e]);
-    if (!args.q8) return;
+    if (!args.q15) return;
     const u64 blocks = args.heads * args.dim / 32;
-    store_q8((u8*)args.q8 + token * blocks * 48, blocks, u32(head * args.dim) + i, y);
+    store_q15((u8*)args.q15 + token * blocks * Q15_BLOCK, blocks, u32(head * args.dim) + i, y);
 }
 
 // What values are divided by: the sum of weights, which are relative to the score `top`, with the sink.

@@ -223,51 +223,44 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
     return u64(order) << 32 | index;
 }
 
-// A step of the 8-bit codes of a block, and steps to a unit; too small a block has codes of zero.
-__device__ __forceinline__ float q8_step(float largest) { return largest * (1.0f / 127.0f); }
-__device__ __forceinline__ float q8_steps(float largest) { return largest > 1e-35f ? __fdividef(127.0f, largest) : 0.0f; }
+// Activations in 15 bits: a value is `scale * (128 * high + low)` of two signed bytes. A row has planes of
+// 16 bytes for each block of 32: high bytes of its lower half, of its upper half, low bytes of both, and
+// {scale, sum, sum, 0} with the sums of the halves in units of the values.
+#define Q15_BLOCK 80u
+#define Q15_LARGEST 16256.0f
 
-// A block of 32 activations in 8 bits, a value to each lane of a warp: planes of 16 bytes for the
-// lower and the upper halves of the blocks of a row, then {scale, sum, sum, 0} with the sums of the
-// halves in units of the values.
-__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u64 block, float x) {
-    const u32 lane = threadIdx.x & 31;
-    float largest = warp_max(fabsf(x));
-    int code = __float2int_rn(x * q8_steps(largest));
-    int sum = code;
-    #pragma unroll
-    for (int o = 8; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-    int upper = __shfl_sync(~0u, sum, 16);
-    row[(lane < 16 ? 0 : blocks * 16) + block * 16 + (lane & 15)] = u8(i8(code));
-    float d = q8_step(largest);
-    if (lane == 0) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
-}
+// What makes codes of the values of a block; too small a block has codes of zero.
+__device__ __forceinline__ float q15_steps(float largest) { return largest > 1e-30f ? Q15_LARGEST / largest : 0.0f; }
+__device__ __forceinline__ float q15_scale(float largest) { return largest * (1.0f / Q15_LARGEST); }
 
-// The same block, four values from `i` on to each of eight neighbouring lanes; `mask` has the lanes
-// that are here, and only those that are `valid` store.
-__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
+// Four values from `i` on to each of eight neighbouring lanes; `mask` has the lanes that are here, and
+// only those that are `valid` store.
+__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
     const u32 lane = threadIdx.x & 31, first = lane & 24;
     float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
     #pragma unroll
     for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
-    const float steps = q8_steps(largest);
+    const float steps = q15_steps(largest);
     int sum = 0;
-    u32 word = 0;
+    u32 high = 0, low = 0;
     #pragma unroll
     for (int e = 0; e < 4; ++e) {
-        int code = __float2int_rn(x[e] * steps);
+        const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
         sum += code;
-        word |= u32(u8(i8(code))) << 8 * e;
+        high |= (upper & 255) << 8 * e;
+        low |= (code - upper * 128 & 255) << 8 * e;
     }
     sum += __shfl_xor_sync(mask, sum, 1);
     sum += __shfl_xor_sync(mask, sum, 2);
-    int upper = __shfl_sync(mask, sum, first + 4);
+    const int upper_sum = __shfl_sync(mask, sum, first + 4);
     if (!valid) return;
     const u32 block = i / 32;
-    *(u32*)(row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15)) = word;
-    float d = q8_step(largest);
-    if (lane == first) ((float4*)(row + blocks * 32))[block] = make_float4(d, d * float(sum), d * float(upper), 0.0f);
+    u8* to = row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15);
+    *(u32*)to = high;
+    *(u32*)(to + blocks * 32) = low;
+    const float d = q15_scale(largest);
+    if (lane == first) ((float4*)(row + blocks * 64))[block] = make_float4(d, d * float(sum), d * float(upper_sum), 0.0f);
 }
-__device__ __forceinline__ void store_q8(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
-    store_q8(row, blocks, i, x, 0xffu << (threadIdx.x & 24), true);
+__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
+    store_q15(row, blocks, i, x, 0xffu << (threadIdx.x & 24), true);
 }

@@ -1,5 +1,5 @@
 // Products of few rows with quantised weights: a warp for each few rows of the weight, integer dot
-// products with activations in 8 bits.
+// products with activations in 15 bits.
 //
 // A lane takes blocks lane, lane + 32, ... of a row, in order, and the lanes are summed by halving:
 // the bits of a result do not depend on how many rows a warp or a launch has.
@@ -24,7 +24,7 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
         output += u64(token) * args.output_stride + u64(place) * args.output_stride_slot;
         known = id < args.experts;
         expert_block = known ? id * args.n * args.blocks : 0;
-        x += u64(slot / u32(args.slots_per_row)) * args.blocks * 48;
+        x += u64(slot / u32(args.slots_per_row)) * args.blocks * Q15_BLOCK;
     }
     const u32 blocks = args.blocks, n = args.n, passes = (blocks + 31) / 32;
     const Planes planes[2] = {
@@ -73,13 +73,11 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
                 }
                 #pragma unroll
                 for (int m = 0; m < M; ++m) {
-                    const u8* input = x + u64(min(m, int(args.m) - 1)) * blocks * 48;
-                    int4 lo = ((const int4*)input)[b], hi = ((const int4*)input)[blocks + b];
-                    float4 sums = ((const float4*)input)[2 * blocks + b];
+                    const Activations a(x + u64(min(m, int(args.m) - 1)) * blocks * Q15_BLOCK, blocks, b);
                     #pragma unroll
                     for (int g = 0; g < MATRICES; ++g)
                         #pragma unroll
-                        for (int r = 0; r < R; ++r) acc[g][r][m] = Dot<W>::add(w[g][r], s[g][r], lo, hi, sums, acc[g][r][m]);
+                        for (int r = 0; r < R; ++r) acc[g][r][m] = Dot<W>::add(w[g][r], s[g][r], a, acc[g][r][m]);
                 }
             }
             load(u);
@@ -115,4 +113,4 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
 INSTANCE(1, 1, 6, 3, 4)
 INSTANCE(2, 2, 2, 2, 4)
 INSTANCE(4, 2, 2, 2, 4)
-INSTANCE(8, 2, 1, 1, 3)
+INSTANCE(8, 2, 1, 1, 2)

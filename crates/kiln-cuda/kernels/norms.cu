@@ -213,7 +213,7 @@ __device__ __forceinline__ void norm(const Row<T, (CHUNKS > 0), STAGED>& row, co
         row.store(args.output_a, args.output_a_stride, i, n, y);
         if ((KIND == RMS_NORM || KIND == ADD_RMS_NORM) && sizeof(T) == 4) {
             if (args.bf16) store4((bf16*)args.bf16 + row.row * dim + i, true, y);
-            if (args.q8) store_q8((u8*)args.q8 + row.row * (dim / 32) * 48, dim / 32, i, y);
+            if (args.q15) store_q15((u8*)args.q15 + row.row * (dim / 32) * Q15_BLOCK, dim / 32, i, y);
         }
         if (KIND == RMS_NORM_TRIPLE || KIND == POST_ATTN) {
             row.vector(args.weight_b, 2, i, n, w);

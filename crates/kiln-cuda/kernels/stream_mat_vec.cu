@@ -97,16 +97,14 @@ __device__ __forceinline__ void add_chunk(const Planes (&p)[R], const u8* x, u32
         }
         #pragma unroll
         for (int m = 0; m < M; ++m) {
-            const u8* input = x + min(u32(m), m_rows - 1) * u64(blocks) * 48;
-            const int4 lo = ((const int4*)input)[at], hi = ((const int4*)input)[blocks + at];
-            const float4 sums = ((const float4*)input)[2 * blocks + at];
+            const Activations a(x + min(u32(m), m_rows - 1) * u64(blocks) * Q15_BLOCK, blocks, at);
             #pragma unroll
-            for (u32 r = 0; r < R; ++r) acc[r][m] = Dot<W>::add(w[r], s[r], lo, hi, sums, acc[r][m]);
+            for (u32 r = 0; r < R; ++r) acc[r][m] = Dot<W>::add(w[r], s[r], a, acc[r][m]);
         }
     }
 }
 
-// A row of f32 values to 8 bits, as `activations_q8` makes them; all threads.
+// A row of f32 values to 15 bits, as `activations_q15` makes them; all threads.
 __device__ __forceinline__ void round_row(const u8* from, u8* to, u32 blocks, bool wide) {
     const u32 k = blocks * 32, step = WARPS * 32 * 4;
     constexpr int TOGETHER = 4;
@@ -121,13 +119,13 @@ __device__ __forceinline__ void round_row(const u8* from, u8* to, u32 blocks, bo
         #pragma unroll
         for (int t = 0; t < TOGETHER; ++t) {
             const u32 i = base + t * step + threadIdx.x * 4;
-            if (base + t * step < k) store_q8(to, blocks, i, v[t], ~0u, i < k);
+            if (base + t * step < k) store_q15(to, blocks, i, v[t], ~0u, i < k);
         }
     }
     __syncthreads();
 }
 
-// M rows of activations, of `activations_q8`, or one row of f32 values. The next kernel is not asked to
+// M rows of activations, of `activations_q15`, or one row of f32 values. The next kernel is not asked to
 // begin before this one ends: its blocks would not lie evenly beside the last of these.
 template <class W, int M, u32 R, bool GATED, bool F32> __device__ void stream_mat_vec(const StreamMatVecArgs& args, const Units<R, GATED>& all) {
     constexpr u32 STAGE = R * Stage<W>::ROW;
@@ -158,7 +156,6 @@ template <class W, int M, u32 R, bool GATED, bool F32> __device__ void stream_ma
     for (u32 stage = 0; stage < STAGES; ++stage) fill(stage);
     wait();
 
-    // Codes of the lower halves of blocks, of the upper halves, and sums.
     const u8* x = (const u8*)args.activations;
     if (F32) {
         round_row(x, shared + WARPS * STAGES * STAGE, blocks, args.wide);

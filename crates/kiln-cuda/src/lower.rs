@@ -433,10 +433,10 @@ mod tests {
             (product(x, weight, outputs[2]), vec![2]),
         ];
         let lowered = Lowering::run(AMPERE, &steps, [0; 2], Lowering::unlimited()).steps;
-        assert_eq!(names(&lowered[0]), ["activations_q8", "mat_vec_1"]);
+        assert_eq!(names(&lowered[0]), ["activations_q15", "mat_vec_1"]);
         assert_eq!(names(&lowered[1]), ["mat_vec_1"]);
         assert_eq!(lowered[1].depends_on, [0]);
-        assert_eq!(names(&lowered[3]), ["activations_q8", "mat_vec_1"]);
+        assert_eq!(names(&lowered[3]), ["activations_q15", "mat_vec_1"]);
     }
 
     #[test]

@@ -35,11 +35,15 @@ kiln_core::kernel_args! {
     }
 }
 
+/// Bytes of a block of 32 activations in 15 bits.
+pub(super) const Q15_BLOCK: u64 = 80;
 /// Threads of a block.
 const THREADS: u64 = 256;
+/// Threads of a block that rounds.
+const SMALL: u64 = 64;
 
 /// Names of the forms of plain rows.
-const ROWS: [&str; 3] = ["q8", "f32", "bf16"];
+const ROWS: [&str; 3] = ["q15", "f32", "bf16"];
 
 /// The input of a product as rows of `k` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +52,7 @@ pub(crate) struct Input {
     stride_row: u64,
     stride_head: u64,
     head_dim: u64,
-    /// What its forms in the workspace are called: 8 bits, f32, bf16.
+    /// What its forms in the workspace are called: 15 bits, f32, bf16.
     kinds: [&'static str; 3],
     pub(crate) rows: u64,
     pub(crate) k: u64,
@@ -63,7 +67,7 @@ impl Input {
                 stride_head: view.stride(0),
                 head_dim: view.last(),
                 rows: view.extent(1),
-                kinds: ["q8 of heads", "f32 of heads", "bf16 of heads"],
+                kinds: ["q15 of heads", "f32 of heads", "bf16 of heads"],
                 k: view.extent(0) * view.last(),
             },
             (InputLayout::RowMajor, _) => Self {
@@ -117,13 +121,13 @@ impl Input {
         }
     }
 
-    /// Bytes by blocks of 32 with scales: the address; rows are `48 k / 32` bytes apart.
-    pub(crate) fn q8(&self, lowering: &mut Lowering) -> u64 {
+    /// 15 bits by blocks of 32 with scales: the address; rows are `Q15_BLOCK k / 32` bytes apart.
+    pub(crate) fn q15(&self, lowering: &mut Lowering) -> u64 {
         let blocks = self.rows * self.k / BLOCK as u64;
         let made = Made::new(self.kinds[0], self.view);
-        lowering.shared(made, blocks * 48, |lowering, output| {
-            let kernel = Kernel::new(Unit::Activations, "activations_q8", 1, THREADS as u32);
-            let grid = [blocks.div_ceil(THREADS / 32), 1, 1];
+        lowering.shared(made, blocks * Q15_BLOCK, |lowering, output| {
+            let kernel = Kernel::new(Unit::Activations, "activations_q15", 1, SMALL as u32);
+            let grid = [self.k.div_ceil(4 * SMALL), self.rows, 1];
             lowering.launch(kernel.grid(grid), &self.args(output, self.k));
         })
     }
@@ -158,9 +162,9 @@ impl Input {
     }
 }
 
-/// Where a kernel that writes f32 rows puts them in 8 bits as well, for the products of few rows that
+/// Where a kernel that writes f32 rows puts them in 15 bits as well, for the products of few rows that
 /// may read them; 0 where none can.
-pub(super) fn provide_q8(output: View, lowering: &mut Lowering) -> u64 {
+pub(super) fn provide_q15(output: View, lowering: &mut Lowering) -> u64 {
     let few = output.rank() == 2 && output.extent(0) <= MAT_VEC_ROWS;
     let rounded = lowering.caps.hopper() && stream_mat_vec::rounds(output.extent(0), output.last());
     if !few
@@ -170,11 +174,11 @@ pub(super) fn provide_q8(output: View, lowering: &mut Lowering) -> u64 {
     {
         return 0;
     }
-    let bytes = output.extent(0) * output.last() / BLOCK as u64 * 48;
+    let bytes = output.extent(0) * output.last() / BLOCK as u64 * Q15_BLOCK;
     lowering.provide(Made::new(ROWS[0], output), bytes)
 }
 
-/// As [`provide_q8`], bf16 rows for products of many rows, which must be whole blocks long: the address
+/// As [`provide_q15`], bf16 rows for products of many rows, which must be whole blocks long: the address
 /// and bytes from row to row.
 pub(super) fn provide_bf16(output: View, lowering: &mut Lowering) -> (u64, u64) {
     let many = output.rank() == 2 && output.extent(0) > MAT_VEC_ROWS;

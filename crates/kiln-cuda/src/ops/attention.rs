@@ -176,8 +176,8 @@ kiln_core::kernel_args! {
         capacity: u64,
         /// Keys that a query sees at most, or 0.
         window: u64,
-        /// The output in 8 bits too, by rows of all heads, or 0.
-        q8: u64,
+        /// The output in 15 bits too, by rows of all heads, or 0.
+        q15: u64,
         /// How many parts are done, u32 by token, key-value head and group of query heads.
         counters: u64,
         /// Keys of a part: a power of two, this one.
@@ -441,7 +441,7 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
     let partial = lowering.workspace(rows * dim * 4);
     let statistics = lowering.workspace(rows * 8);
     let rows_of_heads = output.heads_as_rows().filter(|_| dim.is_multiple_of(32));
-    let q8 = rows_of_heads.map_or(0, |rows| activations::provide_q8(rows, lowering));
+    let q15 = rows_of_heads.map_or(0, |rows| activations::provide_q15(rows, lowering));
     let (lanes, chunks) = lanes(dim);
     // Query heads of a block.
     let together = if group == 1 { 1 } else { 4 / chunks };
@@ -468,7 +468,7 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
         capacity: k_cache.extent(1),
         window: op.window.map_or(0, |window| window as u64),
         part_shift: part_keys.ilog2(),
-        q8,
+        q15,
         counters: lowering.counters(tokens * kv_heads * groups),
         parts: parts as u32,
         group: group as u32,

@@ -56,7 +56,7 @@ kiln_core::kernel_args! {
         up_s: u64,
         /// Scales of 256 values.
         up_d: u64,
-        /// Rows made by `activations_q8`.
+        /// Rows made by `activations_q15`.
         activations: u64,
         /// f32
         output: u64,
@@ -217,7 +217,7 @@ pub(crate) const MAT_VEC_ROWS: u64 = 8;
 /// The way a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// Integer dot products of 8-bit activations.
+    /// Integer dot products of activations in 15 bits.
     MatVec,
     /// f32 dot products with a plain weight.
     FloatMatVec,
@@ -274,7 +274,7 @@ const MAT_VEC_TILES: [MatVecTile; 4] = [
     MatVecTile { rows: 1, per_warp: 1, blocks: 4 },
     MatVecTile { rows: 2, per_warp: 2, blocks: 4 },
     MatVecTile { rows: 4, per_warp: 2, blocks: 4 },
-    MatVecTile { rows: 8, per_warp: 2, blocks: 3 },
+    MatVecTile { rows: 8, per_warp: 2, blocks: 2 },
 ];
 /// Warps of a block of the matrix-vector kernels.
 const MAT_VEC_WARPS: u64 = 4;
@@ -310,7 +310,7 @@ impl Product {
         match route {
             Route::MatVec => {
                 let args = MatVecArgs {
-                    activations: input.q8(lowering),
+                    activations: input.q15(lowering),
                     output,
                     output_stride,
                     m: m as u32,
@@ -539,7 +539,7 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
             up_h: second.h,
             up_s: second.s,
             up_d: second.d,
-            activations: rows.q8(lowering),
+            activations: rows.q15(lowering),
             output: output.address,
             output_stride: output.stride(0),
             m: m as u32,

@@ -77,7 +77,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     match select_tokens(weight, precision, tokens, lowering.caps) {
         Route::MatVec => {
             let args = MatVecArgs {
-                activations: input.q8(lowering),
+                activations: input.q15(lowering),
                 output: address,
                 output_stride,
                 output_stride_slot,

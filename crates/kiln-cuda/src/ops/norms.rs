@@ -59,8 +59,8 @@ kiln_core::kernel_args! {
         output_c: u64,
         /// Bytes from row to row.
         output_c_stride: u64,
-        /// The first output in 8 bits too, as `store_q8` lays it out, or 0.
-        q8: u64,
+        /// The first output in 15 bits too, as `store_q15` lays it out, or 0.
+        q15: u64,
         /// The first output in bf16 too, rows without gaps, or 0.
         bf16: u64,
         /// Length of a row.
@@ -169,7 +169,7 @@ pub(super) fn rms_norm(op: &RmsNorm<View>, lowering: &mut Lowering) {
     let mut norm = Norm::new(op.input, op.eps).staged(1, 4);
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
-    norm.args.q8 = activations::provide_q8(op.output, lowering);
+    norm.args.q15 = activations::provide_q15(op.output, lowering);
     norm.args.bf16 = activations::provide_bf16(op.output, lowering).0;
     norm.launch("rms_norm", lowering);
 }
@@ -260,7 +260,7 @@ pub(super) fn add_rms_norm(op: &AddRmsNorm<View>, lowering: &mut Lowering) {
     norm.args.weight_a = norm.vector(op.weight, 1);
     [norm.args.residual, norm.args.residual_stride] = norm.rows(op.residual);
     [norm.args.output_a, norm.args.output_a_stride] = norm.rows(op.output);
-    norm.args.q8 = activations::provide_q8(op.output, lowering);
+    norm.args.q15 = activations::provide_q15(op.output, lowering);
     norm.args.bf16 = activations::provide_bf16(op.output, lowering).0;
     norm.launch("add_rms_norm", lowering);
 }

@@ -1,6 +1,6 @@
 //! Products of few rows on Hopper: `stream_mat_vec.cu`.
 
-use super::activations::Input;
+use super::activations::{Input, Q15_BLOCK};
 use super::matmul::mat_vec_tile;
 use super::weight::Weight;
 use crate::kernels::Unit;
@@ -16,7 +16,7 @@ use kiln_core::ops::{Activation, Matmul, Op, Precision};
 kiln_core::kernel_args! {
     /// Arguments of `stream_mat_vec.cu`.
     pub(crate) struct StreamMatVecArgs {
-        /// Rows made by `activations_q8`, or one row of f32 values.
+        /// Rows made by `activations_q15`, or one row of f32 values.
         activations: u64,
         /// Blocks of 32 values of a row.
         blocks: u32,
@@ -123,7 +123,7 @@ fn segment(weight: Weight, output: u64, output_stride: u64) -> MatVecSegment {
     }
 }
 
-/// Most values of a row that every block rounds to 8 bits for itself; more are rounded once, before.
+/// Most values of a row that every block rounds to 15 bits for itself; more are rounded once, before.
 const ROUNDED: u64 = 8192;
 
 /// Whether the products of so many rows of `k` values round them.
@@ -137,7 +137,7 @@ fn args(input: Input, weight: Weight, lowering: &mut Lowering) -> StreamMatVecAr
         let (address, _, wide) = input.f32(lowering);
         (address, wide)
     } else {
-        (input.q8(lowering), true)
+        (input.q15(lowering), true)
     };
     let (blocks, m) = (weight.blocks as u32, input.rows as u32);
     StreamMatVecArgs { activations, blocks, m, wide: wide.into(), ..Zeroable::zeroed() }
@@ -154,7 +154,7 @@ fn launch(
     let blocks = units.div_ceil(WARPS).min(u64::from(lowering.caps.processors));
     let rings = Ring::new(weight.dtype).shared();
     let (form, shared) = if rounds(u64::from(args.m), weight.k) {
-        ("f32".to_owned(), rings + weight.blocks * 48)
+        ("f32".to_owned(), rings + weight.blocks * Q15_BLOCK)
     } else {
         (mat_vec_tile(u64::from(args.m)).rows.to_string(), rings)
     };
