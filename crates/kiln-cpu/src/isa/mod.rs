@@ -10,8 +10,14 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_rows;
+mod rows;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_rows;
 
+pub(crate) use rows::Rows;
 pub(crate) use scalar::Scalar;
 
 /// Lanes of a vector of f32 or i32.

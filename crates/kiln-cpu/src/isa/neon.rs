@@ -100,7 +100,7 @@ fn usdot(acc: int32x4_t, a: uint8x16_t, b: int8x16_t) -> int32x4_t {
 /// Four f16 as f32.
 #[inline]
 #[target_feature(enable = "neon")]
-fn widen_halves(halves: uint16x4_t) -> float32x4_t {
+pub(super) fn widen_halves(halves: uint16x4_t) -> float32x4_t {
     let wide;
     // SAFETY: the function has the instruction; it only computes.
     unsafe {

@@ -7,6 +7,7 @@
 //! the tile.
 
 use super::format::CHUNK;
+use super::mat_vec::{Order, column};
 use crate::isa::Planes;
 use std::ops::Range;
 
@@ -23,8 +24,8 @@ const LIMIT: f32 = 12.0;
 /// What a packed buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Packing {
-    /// For [`super::mat_vec`]: column after column.
-    Columns,
+    /// For [`super::mat_vec`]: one column.
+    Column(Order),
     /// For [`super::mat_mat`]: by tiles of columns.
     Tiles,
     /// f32 column after column.
@@ -47,12 +48,11 @@ pub(crate) struct Layout {
     pub(crate) tile: usize,
 }
 
-/// Byte offsets of the parts of a tile (or of one column).
+/// Byte offsets of the parts of a tile.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts {
     pub(crate) planes: [usize; 2],
-    /// f32: scales by 32 values (tiles) or by 16 (columns). In tiles of bytes, those of the first
-    /// plane.
+    /// f32: scales by 32 values; of bytes, those of the first plane.
     pub(crate) scales: usize,
     /// f32: scale times sum by 16 values.
     pub(crate) sums_16: usize,
@@ -86,14 +86,12 @@ impl Layout {
         let (mut scales, mut sums, mut both_planes) = (0, [0; 2], 0);
         match self.packing {
             Packing::FloatColumns | Packing::FloatTiles => _ = part(4 * values),
-            Packing::Columns | Packing::Tiles => {
-                let tiles = self.packing == Packing::Tiles;
+            Packing::Column(_) => _ = part(column::bytes(self.depth)),
+            Packing::Tiles => {
                 part(2 * values);
-                scales = part(values / if tiles { 8 } else { 4 });
+                scales = part(values / 8);
                 sums = [part(values / 4), part(values / 8)];
-                if tiles {
-                    both_planes = part(self.depth / SCALE_GROUP);
-                }
+                both_planes = part(self.depth / SCALE_GROUP);
             }
         }
         let [sums_16, sums_32] = sums;
@@ -121,18 +119,18 @@ impl Layout {
 }
 
 /// 32 quantised values.
-struct Quantized {
-    planes: [[u8; SCALE_GROUP]; 2],
+pub(super) struct Quantized {
+    pub(super) planes: [[u8; SCALE_GROUP]; 2],
     /// `128 * high + low` of the bytes.
-    values: [i32; SCALE_GROUP],
-    scale: f32,
+    pub(super) values: [i32; SCALE_GROUP],
+    pub(super) scale: f32,
     /// Whether any low byte is not zero.
     both_planes: bool,
 }
 
 /// Quantises 32 values; those with no square above `limit` to 8 bits.
 #[inline(always)]
-fn quantize(planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Quantized {
+pub(super) fn quantize(planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Quantized {
     let mut largest = [0f32; 16];
     let mut finite = true;
     for half in x.chunks_exact(16) {
@@ -180,7 +178,7 @@ fn quantize(planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Quantized {
 
 /// The largest square that 8 bits are enough for in a column.
 #[inline(always)]
-fn square_limit(x: &[f32]) -> f32 {
+pub(super) fn square_limit(x: &[f32]) -> f32 {
     let mut sums = [0f32; 2 * SCALE_GROUP];
     for chunk in x.as_chunks::<{ 2 * SCALE_GROUP }>().0 {
         sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x * x);
@@ -206,23 +204,7 @@ pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, c
                 out[column] = *value;
             }
         }
-        Packing::Columns => {
-            let (depth, limit) = (layout.depth, square_limit(x));
-            for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(planes, x, limit);
-                let at = column * depth + block * SCALE_GROUP;
-                for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
-                    tile.bytes_at(start + at).copy_from_slice(plane);
-                }
-                tile.set(parts.scales, at / 32, [q.scale; 2]);
-                for (group, sums) in [(16, parts.sums_16), (32, parts.sums_32)] {
-                    for (i, values) in q.values.chunks_exact(group).enumerate() {
-                        let sum = values.iter().sum::<i32>() as f32;
-                        tile.set(sums + 4 * (at / group), i, q.scale * sum);
-                    }
-                }
-            }
-        }
+        Packing::Column(order) => column::pack(layout, order, x, tile.bytes),
         Packing::Tiles => {
             let limit = square_limit(x);
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
@@ -255,11 +237,6 @@ pub(crate) struct TileBytes<'a> {
 }
 
 impl TileBytes<'_> {
-    #[inline(always)]
-    fn bytes_at(&mut self, offset: usize) -> &mut [u8] {
-        &mut self.bytes[offset..offset + SCALE_GROUP]
-    }
-
     #[inline(always)]
     fn set<T: bytemuck::Pod>(&mut self, part: usize, index: usize, value: T) {
         let at = part + index * size_of::<T>();

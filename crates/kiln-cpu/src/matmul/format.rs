@@ -73,13 +73,13 @@ pub(crate) trait Format: 'static {
 }
 
 #[inline(always)]
-unsafe fn read_u16(from: *const u8) -> u16 {
+pub(super) unsafe fn read_u16(from: *const u8) -> u16 {
     // SAFETY: the caller's two bytes.
     u16::from_le_bytes(unsafe { from.cast::<[u8; 2]>().read_unaligned() })
 }
 
 #[inline(always)]
-unsafe fn read_u32(from: *const u8) -> u32 {
+pub(super) unsafe fn read_u32(from: *const u8) -> u32 {
     // SAFETY: the caller's four bytes.
     u32::from_le_bytes(unsafe { from.cast::<[u8; 4]>().read_unaligned() })
 }
@@ -201,7 +201,7 @@ impl Format for Q8_0 {
 }
 
 /// The codebook of the IQ4 formats, offset by 128.
-const IQ4_VALUES: [u8; 16] = {
+pub(super) const IQ4_VALUES: [u8; 16] = {
     let values: [i16; 16] =
         [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     let mut table = [0; 16];

@@ -39,8 +39,9 @@ impl Weights {
         self.row_bytes
     }
 
+    /// Address of a row.
     #[inline(always)]
-    fn row(&self, row: usize) -> *const u8 {
+    pub(crate) fn row(&self, row: usize) -> *const u8 {
         debug_assert!(row < self.n);
         self.start.wrapping_add(row * self.row_bytes)
     }

@@ -1,12 +1,13 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
+use crate::isa::{Isa, LANES, Planes, Rows, Simd, with_simd};
 use crate::matmul::Weights;
 use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
 use crate::matmul::float::ReadChunk;
-use crate::matmul::format::{Format, with_format};
+use crate::matmul::format::with_format;
 use crate::matmul::mat_mat::Family;
+use crate::matmul::mat_vec::{Order, RowFormat, RowKernel};
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
@@ -59,17 +60,28 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
     let family = Family::new(isa, weights.dtype);
+    let (row_planes, order) = row_layout(isa, weights.dtype);
     let planes = match (route, family) {
         (Route::MatMat, Some(family)) => family.planes,
+        (Route::MatVec, _) => row_planes,
         _ => planes,
     };
     let (packing, columns, tile) = match route {
-        Route::MatVec => (Packing::Columns, few, few),
+        Route::MatVec => (Packing::Column(order), 1, 1),
         Route::FloatMatVec => (Packing::FloatColumns, few, few),
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
     };
     Layout { packing, planes, depth: depth(weights.k), columns, tile }
+}
+
+/// How the row kernel of a block type wants its column.
+fn row_layout(isa: Isa, dtype: DType) -> (Planes, Order) {
+    fn of<S: Rows, F: RowFormat>(_: S) -> (Planes, Order) {
+        (S::row_planes(F::BITS), F::ORDER)
+    }
+    let plain = (Planes::Bytes, Order::Natural);
+    with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => plain))
 }
 
 /// The rows of an input in either layout.
@@ -367,20 +379,20 @@ impl RowRange<'_> {
         }
     }
 
-    fn one_column<S: Simd, F: Format>(&self, s: S) {
-        let Self { layout, packed, .. } = *self;
+    fn one_column<S: Rows, F: RowFormat>(&self, s: S) {
+        let weights = &self.product.weights;
         s.run(
             #[inline(always)]
             || {
-                self.few_columns(
-                    s,
-                    #[inline(always)]
-                    |row| {
-                        let weights = &self.product.weights;
-                        // SAFETY: the input was packed with this layout, of one column.
-                        [unsafe { mat_vec::quantized_one::<S, F>(s, weights, row, layout, packed) }]
-                    },
-                )
+                let kernel = RowKernel::new::<F>(weights, self.layout, self.packed);
+                for first in self.rows.clone().step_by(LANES) {
+                    let rows = (self.rows.end - first).min(LANES);
+                    // SAFETY: the input was packed with this layout; the rows are this task's alone.
+                    unsafe {
+                        let sums = mat_vec::quantized::<S, F>(s, &kernel, weights.row(first), rows);
+                        self.product.write(s, [0, first], sums);
+                    }
+                }
             },
         );
     }

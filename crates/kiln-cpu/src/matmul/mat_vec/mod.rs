@@ -1,0 +1,187 @@
+//! Products with few columns: each weight row is read once for all of them.
+
+mod blocks;
+pub(crate) mod column;
+
+use super::Weights;
+use super::activations::{Layout, SCALE_GROUP};
+use super::float::ReadChunk;
+use super::format::CHUNK;
+use crate::isa::{LANES, Rows, Simd, prefetch};
+use blocks::{Blocks, SEGMENT};
+pub(crate) use blocks::{Order, RowFormat};
+use column::Column;
+
+/// Most columns of f32 this route takes.
+pub(crate) const MAX_COLUMNS: usize = 8;
+
+/// How far ahead of the weights in use one column asks for more, in bytes.
+const AHEAD: usize = 2048;
+
+/// Bytes that are fetched from memory at once.
+const LINE: usize = 64;
+
+/// Columns are padded to one of these, so that a kernel's accumulators are registers.
+pub(crate) const fn padded_columns(columns: usize) -> usize {
+    match columns {
+        1 => 1,
+        2..=4 => 4,
+        _ => MAX_COLUMNS,
+    }
+}
+
+/// The column that rows of a format are multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct RowKernel {
+    column: Column,
+    row_bytes: usize,
+    /// Segments that are whole.
+    whole: usize,
+    /// Blocks of 32 values behind them.
+    rest: usize,
+    /// Where the blocks of the last segment lie; of those that are not there, the last one's.
+    offsets: [usize; 8],
+}
+
+impl RowKernel {
+    /// For the rows of some weights, and a column of that layout at `packed`.
+    #[inline(always)]
+    pub(crate) fn new<F: RowFormat>(weights: &Weights, layout: Layout, packed: *const u8) -> Self {
+        let (whole, rest) = (weights.k / SEGMENT, weights.k % SEGMENT / SCALE_GROUP);
+        let last = rest.saturating_sub(1);
+        let offsets = std::array::from_fn(|block: usize| block.min(last) * F::DTYPE.block_bytes());
+        let column = Column::new(layout.depth, packed);
+        Self { column, row_bytes: weights.row_bytes(), whole, rest, offsets }
+    }
+
+    /// The product of the row at `row` with the column, spread over the lanes.
+    ///
+    /// # Safety
+    /// A row of the weights, and the column is packed.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply<S: Rows, F: RowFormat>(&self, s: S, row: *const u8) -> S::F {
+        let mut sums = [s.splat(0.0); 2];
+        let mut y = self.column;
+        let mut blocks = Blocks { start: row, offsets: [0; 8] };
+        for (i, offset) in blocks.offsets.iter_mut().enumerate() {
+            *offset = i * F::DTYPE.block_bytes();
+        }
+        // SAFETY: segments of the row and the column.
+        unsafe {
+            for _ in 0..self.whole {
+                let ahead = blocks.start.wrapping_add(AHEAD);
+                for line in 0..F::BYTES.div_ceil(LINE) {
+                    prefetch(ahead.wrapping_add(line * LINE));
+                }
+                segment::<S, F>(s, &blocks, y, F::UNITS, &mut sums);
+                blocks.start = blocks.start.wrapping_add(F::BYTES);
+                y = y.next();
+            }
+            if self.rest > 0 {
+                let blocks = Blocks { start: blocks.start, offsets: self.offsets };
+                let units = (self.rest * F::UNITS).div_ceil(SEGMENT / SCALE_GROUP);
+                segment::<S, F>(s, &blocks, y, units, &mut sums);
+            }
+        }
+        s.add(sums[0], sums[1])
+    }
+}
+
+/// Adds the products of a segment of a row with one of the column, of its first `units` units.
+///
+/// # Safety
+/// Both exist.
+#[inline(always)]
+unsafe fn segment<S: Rows, F: RowFormat>(
+    s: S,
+    blocks: &Blocks,
+    y: Column,
+    units: usize,
+    sums: &mut [S::F; 2],
+) {
+    // SAFETY: by the contract.
+    unsafe {
+        let [scales, minima] = F::factors(s, blocks);
+        let of_column = y.factors.wrapping_add(if F::GROUP == 16 { 2 * LANES } else { 0 });
+        sums[0] = s.fma(minima, s.load(of_column.add(LANES)), sums[0]);
+        let factors = s.mul(scales, s.load(of_column));
+        if units > 0 {
+            unit::<S, F, 0>(s, (blocks, y), factors, &mut sums[1]);
+        }
+        if units > 1 {
+            unit::<S, F, 1>(s, (blocks, y), factors, &mut sums[0]);
+        }
+        if F::UNITS > 2 && units > 2 {
+            unit::<S, F, 2>(s, (blocks, y), factors, &mut sums[1]);
+        }
+        if F::UNITS > 2 && units > 3 {
+            unit::<S, F, 3>(s, (blocks, y), factors, &mut sums[0]);
+        }
+    }
+}
+
+/// Adds the products of a unit.
+///
+/// # Safety
+/// As [`segment`].
+#[inline(always)]
+unsafe fn unit<S: Rows, F: RowFormat, const J: usize>(
+    s: S,
+    (blocks, y): (&Blocks, Column),
+    factors: S::F,
+    sum: &mut S::F,
+) {
+    // SAFETY: by the contract.
+    let dots = unsafe { F::dots::<S, J>(s, blocks, y.planes) };
+    *sum = s.fma(s.to_float(dots), F::spread::<S, J>(s, factors), *sum);
+}
+
+/// Products of up to 16 rows from row `first` on.
+///
+/// # Safety
+/// The rows exist, and the kernel's column is packed.
+#[inline(always)]
+pub(crate) unsafe fn quantized<S: Rows, F: RowFormat>(
+    s: S,
+    kernel: &RowKernel,
+    first: *const u8,
+    rows: usize,
+) -> S::F {
+    let mut sums = [s.splat(0.0); LANES];
+    for (row, sum) in sums.iter_mut().enumerate().take(rows) {
+        let row = first.wrapping_add(row * kernel.row_bytes);
+        // SAFETY: by the contract.
+        *sum = unsafe { kernel.multiply::<S, F>(s, row) };
+    }
+    s.sums(sums)
+}
+/// Row `row` of the weights, as f32, with `N` columns of f32.
+///
+/// # Safety
+/// `packed` is a buffer of that layout, of `N` columns, and `read` fits the weights.
+#[inline(always)]
+pub(crate) unsafe fn float<S: Simd, const N: usize>(
+    s: S,
+    (weights, read): (&Weights, ReadChunk),
+    row: usize,
+    layout: Layout,
+    packed: *const u8,
+) -> [f32; N] {
+    let mut sums = [[s.splat(0.0); 2]; N];
+    let mut chunk = [0f32; CHUNK];
+    for index in 0..weights.k.div_ceil(CHUNK) {
+        // SAFETY: the chunk is inside the row and every packed column.
+        unsafe {
+            read(weights.row(row), index, weights.k - index * CHUNK, &mut chunk);
+            for quarter in 0..CHUNK / LANES {
+                let w = s.load(chunk.as_ptr().add(quarter * LANES));
+                for (column, sums) in sums.iter_mut().enumerate() {
+                    let at = column * layout.depth + index * CHUNK + quarter * LANES;
+                    let x = s.load(packed.cast::<f32>().add(at));
+                    sums[quarter % 2] = s.fma(w, x, sums[quarter % 2]);
+                }
+            }
+        }
+    }
+    sums.map(|[a, b]| s.sum(s.add(a, b)))
+}
