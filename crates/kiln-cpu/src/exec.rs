@@ -3,7 +3,7 @@
 use crate::Isa;
 use crate::memory::{AccessLock, CpuBuffer};
 use crate::ops;
-use crate::threads::{Pool, Scratch, tasks};
+use crate::threads::{Pool, Scratch, Tickets};
 use crate::view::View;
 use kiln_core::backend::Execute;
 use kiln_core::ops::{Op, Role};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// One piece of work: its index, and the scratch memory of its thread.
 type Work = dyn Fn(usize, &mut Scratch) + Send + Sync;
 
-/// Independent pieces of work; the threads take them from a shared counter.
+/// Independent pieces of work, which the threads share.
 pub(crate) struct Tasks {
     count: usize,
     work: Box<Work>,
@@ -35,8 +35,8 @@ impl Tasks {
 /// Tasks of one step between two barriers.
 struct Phase {
     barrier: bool,
-    tasks: Tasks,
-    next: AtomicUsize,
+    work: Box<Work>,
+    tickets: Tickets,
 }
 
 struct Step {
@@ -80,7 +80,8 @@ impl Lowering {
     /// Appends tasks that may run beside those before, except after a barrier.
     pub(crate) fn tasks(&mut self, tasks: Tasks) {
         let barrier = std::mem::take(&mut self.barrier);
-        self.phases.push(Phase { barrier, tasks, next: AtomicUsize::new(0) });
+        let tickets = Tickets::new(tasks.count, self.threads);
+        self.phases.push(Phase { barrier, work: tasks.work, tickets });
     }
 
     /// What comes next waits for all before it.
@@ -166,7 +167,7 @@ impl CpuExecutable {
 
     fn run_steps(&self, steps: &[Step]) -> Result<()> {
         for phase in steps.iter().flat_map(|step| &step.phases) {
-            phase.next.store(0, Ordering::Relaxed);
+            phase.tickets.reset();
         }
         let at = AtomicUsize::new(0);
         let result = self.pool.run(&|worker, scratch| {
@@ -176,8 +177,8 @@ impl CpuExecutable {
                         worker.barrier();
                     }
                     at.fetch_max(index, Ordering::Relaxed);
-                    for task in tasks(&phase.next, phase.tasks.count) {
-                        (phase.tasks.work)(task, scratch);
+                    for task in phase.tickets.take(worker) {
+                        (phase.work)(task, scratch);
                     }
                 }
             }

@@ -74,6 +74,8 @@ unsafe impl Send for Work {}
 /// A thread's access to its parallel region.
 pub(crate) struct Worker<'a> {
     shared: &'a Shared,
+    /// Which of the threads this is.
+    index: usize,
 }
 
 /// The payload with which threads leave a region that another one has panicked in.
@@ -109,12 +111,48 @@ impl Worker<'_> {
     }
 }
 
-/// Takes tasks `0..total` from a counter that the threads of a region share, until none is left.
-pub(crate) fn tasks(counter: &AtomicUsize, total: usize) -> impl Iterator<Item = usize> + '_ {
-    std::iter::from_fn(move || {
-        let task = counter.fetch_add(1, Ordering::Relaxed);
-        (task < total).then_some(task)
-    })
+/// Tasks that the threads of a region share. Each thread has a range of neighbouring ones, so that it
+/// goes through memory in one direction, and takes from the others' ranges when its own is done.
+pub(crate) struct Tickets {
+    total: usize,
+    taken: Vec<Ticket>,
+}
+
+/// How many tasks of a range are taken; in a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Ticket(AtomicUsize);
+
+impl Tickets {
+    /// Tasks `0..total` for `threads` threads.
+    pub(crate) fn new(total: usize, threads: usize) -> Self {
+        let ranges = threads.min(total).max(1);
+        Self { total, taken: std::iter::repeat_with(Ticket::default).take(ranges).collect() }
+    }
+
+    /// Makes all tasks available again.
+    pub(crate) fn reset(&self) {
+        self.taken.iter().for_each(|ticket| ticket.0.store(0, Ordering::Relaxed));
+    }
+
+    /// The tasks that a thread gets, until none is left.
+    pub(crate) fn take(&self, worker: &Worker<'_>) -> impl Iterator<Item = usize> + '_ {
+        let (ranges, own) = (self.taken.len(), worker.index);
+        let mut visited = 0;
+        std::iter::from_fn(move || {
+            while visited < ranges {
+                let range = (own + visited) % ranges;
+                let start = (range * self.total).div_ceil(ranges);
+                let end = ((range + 1) * self.total).div_ceil(ranges);
+                let task = start + self.taken[range].0.fetch_add(1, Ordering::Relaxed);
+                if task < end {
+                    return Some(task);
+                }
+                visited += 1;
+            }
+            None
+        })
+    }
 }
 
 /// Threads that wait for regions. The caller of a region is one of its threads.
@@ -139,7 +177,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let name = format!("kiln-cpu-{index}");
             let thread = std::thread::Builder::new().name(name);
-            pool.threads.push(thread.spawn(move || worker_loop(&shared))?);
+            pool.threads.push(thread.spawn(move || worker_loop(&shared, index))?);
         }
         Ok(pool)
     }
@@ -175,7 +213,7 @@ impl Pool {
             drop(job);
             shared.wake.notify_all();
         }
-        take_part(shared, work, &mut scratch);
+        take_part(&Worker { shared, index: 0 }, work, &mut scratch);
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) > 0 {
             spins += 1;
@@ -205,21 +243,21 @@ impl Drop for Pool {
 }
 
 fn take_part(
-    shared: &Shared,
+    worker: &Worker<'_>,
     work: &(dyn Fn(&Worker<'_>, &mut Scratch) + Sync),
     scratch: &mut Scratch,
 ) {
-    let worker = Worker { shared };
-    let result = catch_unwind(AssertUnwindSafe(|| work(&worker, scratch)));
+    let result = catch_unwind(AssertUnwindSafe(|| work(worker, scratch)));
     if let Err(payload) = result
         && !payload.is::<Poisoned>()
     {
-        lock(&shared.job).panic = Some(payload);
-        shared.poisoned.store(true, Ordering::Relaxed);
+        lock(&worker.shared.job).panic = Some(payload);
+        worker.shared.poisoned.store(true, Ordering::Relaxed);
     }
 }
 
-fn worker_loop(shared: &Shared) {
+fn worker_loop(shared: &Shared, index: usize) {
+    let worker = Worker { shared, index };
     let mut scratch = Scratch::default();
     let mut seen = 0;
     loop {
@@ -240,7 +278,7 @@ fn worker_loop(shared: &Shared) {
         drop(job);
         if let Some(Work(work)) = work {
             // SAFETY: `Pool::run` keeps the closure alive until `running` reaches zero.
-            take_part(shared, unsafe { &*work }, &mut scratch);
+            take_part(&worker, unsafe { &*work }, &mut scratch);
         }
         shared.running.fetch_sub(1, Ordering::Release);
     }
@@ -295,16 +333,23 @@ mod tests {
 
     #[test]
     fn tasks_are_taken_once() {
-        let pool = Pool::new(2).unwrap();
-        let counter = AtomicUsize::new(0);
-        let taken: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(&|_, _| {
-            for task in tasks(&counter, taken.len()) {
-                taken[task].fetch_add(1, Ordering::Relaxed);
+        for threads in [1, 2, 3] {
+            let pool = Pool::new(threads).unwrap();
+            for total in [0, 1, 2, 5, 1000] {
+                let tickets = Tickets::new(total, threads);
+                let taken: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+                for run in 1..3 {
+                    tickets.reset();
+                    pool.run(&|worker, _| {
+                        for task in tickets.take(worker) {
+                            taken[task].fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                    .unwrap();
+                    assert!(taken.iter().all(|count| count.load(Ordering::Relaxed) == run));
+                }
             }
-        })
-        .unwrap();
-        assert!(taken.into_iter().all(|count| count.into_inner() == 1));
+        }
     }
 
     #[test]

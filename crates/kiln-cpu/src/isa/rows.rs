@@ -13,12 +13,17 @@ pub(crate) trait Rows: Simd {
     }
 
     /// Each lane is the dot product of 4 weights of at most `BITS` bits with 4 activations, whose planes
-    /// begin at `y`.
+    /// begin at `y`. Unless `both`, the bytes of the second plane are zero.
     ///
     /// # Safety
     /// 64 readable bytes at each.
     #[inline(always)]
-    unsafe fn dot_row<const BITS: u32>(self, w: Self::B, y: [*const u8; 2]) -> Self::I {
+    unsafe fn dot_row<const BITS: u32>(
+        self,
+        w: Self::B,
+        y: [*const u8; 2],
+        _both: bool,
+    ) -> Self::I {
         // SAFETY: by the contract.
         unsafe {
             let dots = self.dot_plane::<0>(self.splat_int(0), w, self.load_bytes(y[0]));
@@ -31,7 +36,12 @@ pub(crate) trait Rows: Simd {
     /// # Safety
     /// 128 readable bytes at each.
     #[inline(always)]
-    unsafe fn dot_two_rows<const BITS: u32>(self, w: [Self::B; 2], y: [*const u8; 2]) -> Self::I {
+    unsafe fn dot_two_rows<const BITS: u32>(
+        self,
+        w: [Self::B; 2],
+        y: [*const u8; 2],
+        _both: bool,
+    ) -> Self::I {
         // SAFETY: by the contract.
         unsafe {
             let [a, b] = y.map(|y| [self.load_bytes(y), self.load_bytes(y.add(64))]);
@@ -53,11 +63,31 @@ pub(crate) trait Rows: Simd {
     /// 2 readable bytes at each.
     unsafe fn eight_halves(self, from: [*const u8; 8]) -> Self::F;
 
+    /// [`Rows::eight_halves`] of addresses from `start` on that are `STEP` bytes apart.
+    ///
+    /// # Safety
+    /// Eight parts of that size are readable.
+    #[inline(always)]
+    unsafe fn eight_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe { self.eight_halves(apart::<STEP>(start)) }
+    }
+
     /// Lane `i` is the f16 at `from[i]`, lane `8 + i` the one that follows it.
     ///
     /// # Safety
     /// 4 readable bytes at each.
     unsafe fn eight_pairs_of_halves(self, from: [*const u8; 8]) -> Self::F;
+
+    /// [`Rows::eight_pairs_of_halves`] of addresses from `start` on that are `STEP` bytes apart.
+    ///
+    /// # Safety
+    /// Eight parts of that size are readable.
+    #[inline(always)]
+    unsafe fn eight_pairs_of_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe { self.eight_pairs_of_halves(apart::<STEP>(start)) }
+    }
 
     /// The lower 8 lanes are the f16 at `from`, the upper the one that follows it.
     ///
@@ -82,6 +112,11 @@ pub(crate) trait Rows: Simd {
     /// Sets bit 4 of byte `i` of each quarter of `q` where bit `i`, or `16 + i` if `HIGH`, of that quarter
     /// of `bits` is set. The bit is not set before.
     fn or_bits<const HIGH: bool>(self, q: Self::B, bits: Self::B) -> Self::B;
+}
+
+#[inline(always)]
+fn apart<const STEP: usize>(start: *const u8) -> [*const u8; 8] {
+    [0, 1, 2, 3, 4, 5, 6, 7].map(|i| start.wrapping_add(i * STEP))
 }
 
 impl Rows for Scalar {

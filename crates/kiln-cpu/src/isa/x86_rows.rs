@@ -57,11 +57,59 @@ unsafe fn eight_pairs_of_words(from: [*const u8; 8]) -> [__m128i; 2] {
             let v = _mm_cvtsi32_si128(read(at));
             let v = _mm_insert_epi32::<1>(v, read(at + 1));
             let v = _mm_insert_epi32::<2>(v, read(at + 2));
-            let v = _mm_insert_epi32::<3>(v, read(at + 3));
-            let split = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-            _mm_shuffle_epi8(v, split)
+            _mm_insert_epi32::<3>(v, read(at + 3))
         };
-        let (a, b) = (four(0), four(4));
+        split_pairs(four(0), four(4))
+    }
+}
+
+/// The first two bytes of eight parts of `STEP` bytes. Loads begin so that each finds its word in place.
+///
+/// # Safety
+/// The parts are readable and larger than 16 bytes, and AVX2 is there.
+#[inline(always)]
+unsafe fn eight_words_apart<const STEP: usize>(start: *const u8) -> __m128i {
+    // SAFETY: by the contract; a load ends before its part does.
+    unsafe {
+        let load = |i: usize| _mm_loadu_si128(start.add(i * (STEP - 2)).cast());
+        let v = _mm_blend_epi16::<0b10>(load(0), load(1));
+        let v = _mm_blend_epi16::<0b100>(v, load(2));
+        let v = _mm_blend_epi16::<0b1000>(v, load(3));
+        let v = _mm_blend_epi16::<0b1_0000>(v, load(4));
+        let v = _mm_blend_epi16::<0b10_0000>(v, load(5));
+        let v = _mm_blend_epi16::<0b100_0000>(v, load(6));
+        _mm_blend_epi16::<0b1000_0000>(v, load(7))
+    }
+}
+
+/// As [`eight_words_apart`], of the words after them, too.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn eight_pairs_of_words_apart<const STEP: usize>(start: *const u8) -> [__m128i; 2] {
+    // SAFETY: by the contract; a load ends before its part does.
+    unsafe {
+        let four = |start: *const u8| {
+            let load = |i: usize| _mm_loadu_si128(start.add(i * (STEP - 4)).cast());
+            let v = _mm_blend_epi32::<0b10>(load(0), load(1));
+            let v = _mm_blend_epi32::<0b100>(v, load(2));
+            _mm_blend_epi32::<0b1000>(v, load(3))
+        };
+        split_pairs(four(start), four(start.add(4 * STEP)))
+    }
+}
+
+/// The even words of both vectors, and the odd ones.
+///
+/// # Safety
+/// AVX2 is there.
+#[inline(always)]
+unsafe fn split_pairs(a: __m128i, b: __m128i) -> [__m128i; 2] {
+    // SAFETY: by the contract.
+    unsafe {
+        let split = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        let (a, b) = (_mm_shuffle_epi8(a, split), _mm_shuffle_epi8(b, split));
         [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b)]
     }
 }
@@ -82,39 +130,48 @@ impl<const VNNI: bool> Rows for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn dot_row<const BITS: u32>(self, w: Self::B, y: [*const u8; 2]) -> Self::I {
+    unsafe fn dot_row<const BITS: u32>(
+        self,
+        w: Self::B,
+        y: [*const u8; 2],
+        second: bool,
+    ) -> Self::I {
         // SAFETY: by the contract.
-        let [first, second] = unsafe { [self.load_bytes(y[0]), self.load_bytes(y[1])] };
+        let load = |plane: usize| unsafe { self.load_bytes(y[plane]) };
         if VNNI || BITS > 6 {
-            let dots = self.dot_plane::<0>(self.splat_int(0), w, first);
-            return self.dot_plane::<1>(self.next_plane(dots), w, second);
+            let dots = self.dot_plane::<0>(self.splat_int(0), w, load(0));
+            return self.dot_plane::<1>(self.next_plane(dots), w, load(1));
         }
-        let high = both(w, first, |w, y| compute!(_mm256_maddubs_epi16(w, y)));
-        let low = both(w, second, |w, y| compute!(_mm256_maddubs_epi16(w, y)));
-        join_planes(high, low)
+        join_planes(second, |plane| {
+            both(w, load(plane), |w, y| compute!(_mm256_maddubs_epi16(w, y)))
+        })
     }
 
     #[inline(always)]
-    unsafe fn dot_two_rows<const BITS: u32>(self, w: [Self::B; 2], y: [*const u8; 2]) -> Self::I {
-        // SAFETY: by the contract.
-        let [first, second] =
-            each(y, |y| unsafe { [self.load_bytes(y), self.load_bytes(y.add(64))] });
+    unsafe fn dot_two_rows<const BITS: u32>(
+        self,
+        w: [Self::B; 2],
+        y: [*const u8; 2],
+        second: bool,
+    ) -> Self::I {
+        let load = |plane: usize| {
+            // SAFETY: by the contract.
+            unsafe { [self.load_bytes(y[plane]), self.load_bytes(y[plane].add(64))] }
+        };
         if VNNI || BITS > 5 {
-            let dots = self.dot_plane::<0>(self.splat_int(0), w[0], first[0]);
-            let dots = self.next_plane(self.dot_plane::<0>(dots, w[1], first[1]));
-            return self.dot_plane::<1>(
-                self.dot_plane::<1>(dots, w[0], second[0]),
-                w[1],
-                second[1],
-            );
+            let [a, b] = load(0);
+            let dots = self.dot_plane::<0>(self.splat_int(0), w[0], a);
+            let dots = self.next_plane(self.dot_plane::<0>(dots, w[1], b));
+            let [a, b] = load(1);
+            return self.dot_plane::<1>(self.dot_plane::<1>(dots, w[0], a), w[1], b);
         }
         // Sums of four products of weights of 5 bits stay within 16 bits.
-        let sum = |y: [Self::B; 2]| {
-            let a = both(w[0], y[0], |w, y| compute!(_mm256_maddubs_epi16(w, y)));
-            let b = both(w[1], y[1], |w, y| compute!(_mm256_maddubs_epi16(w, y)));
+        join_planes(second, |plane| {
+            let [a, b] = load(plane);
+            let a = both(w[0], a, |w, y| compute!(_mm256_maddubs_epi16(w, y)));
+            let b = both(w[1], b, |w, y| compute!(_mm256_maddubs_epi16(w, y)));
             both(a, b, |a, b| compute!(_mm256_add_epi16(a, b)))
-        };
-        join_planes(sum(first), sum(second))
+        })
     }
 
     #[inline(always)]
@@ -133,9 +190,21 @@ impl<const VNNI: bool> Rows for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn eight_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe { [_mm256_cvtph_ps(eight_words_apart::<STEP>(start)); 2] }
+    }
+
+    #[inline(always)]
     unsafe fn eight_pairs_of_halves(self, from: [*const u8; 8]) -> Self::F {
         // SAFETY: by the contract.
         unsafe { each(eight_pairs_of_words(from), |v| _mm256_cvtph_ps(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn eight_pairs_of_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe { each(eight_pairs_of_words_apart::<STEP>(start), |v| _mm256_cvtph_ps(v)) }
     }
 
     #[inline(always)]
@@ -190,14 +259,15 @@ impl<const VNNI: bool> Rows for Avx2<VNNI> {
     }
 }
 
-/// `128 * high + low` of sums in 16 bits, in 32.
+/// 128 times the sums in 16 bits of plane 0, plus those of plane 1 where it has any.
 #[inline(always)]
-fn join_planes(high: [__m256i; 2], low: [__m256i; 2]) -> [__m256i; 2] {
-    both(high, low, |high, low| {
-        compute!({
-            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(128));
-            _mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1)))
-        })
+fn join_planes(second: bool, plane: impl Fn(usize) -> [__m256i; 2]) -> [__m256i; 2] {
+    let high = each(plane(0), |sum| compute!(_mm256_madd_epi16(sum, _mm256_set1_epi16(128))));
+    if !second {
+        return high;
+    }
+    both(high, plane(1), |high, sum| {
+        compute!(_mm256_add_epi32(high, _mm256_madd_epi16(sum, _mm256_set1_epi16(1))))
     })
 }
 
@@ -221,10 +291,25 @@ impl Rows for Avx512Vnni {
     }
 
     #[inline(always)]
+    unsafe fn eight_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe { _mm512_cvtph_ps(_mm256_broadcastsi128_si256(eight_words_apart::<STEP>(start))) }
+    }
+
+    #[inline(always)]
     unsafe fn eight_pairs_of_halves(self, from: [*const u8; 8]) -> Self::F {
         // SAFETY: by the contract.
         unsafe {
             let [first, second] = eight_pairs_of_words(from);
+            _mm512_cvtph_ps(_mm256_set_m128i(second, first))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn eight_pairs_of_halves_apart<const STEP: usize>(self, start: *const u8) -> Self::F {
+        // SAFETY: by the contract.
+        unsafe {
+            let [first, second] = eight_pairs_of_words_apart::<STEP>(start);
             _mm512_cvtph_ps(_mm256_set_m128i(second, first))
         }
     }

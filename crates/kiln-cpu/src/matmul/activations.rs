@@ -125,7 +125,7 @@ pub(super) struct Quantized {
     pub(super) values: [i32; SCALE_GROUP],
     pub(super) scale: f32,
     /// Whether any low byte is not zero.
-    both_planes: bool,
+    pub(super) both_planes: bool,
 }
 
 /// Quantises 32 values; those with no square above `limit` to 8 bits.

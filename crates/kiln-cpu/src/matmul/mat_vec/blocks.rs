@@ -27,6 +27,8 @@ pub(crate) struct Blocks {
     pub(super) start: *const u8,
     /// Of blocks of 32 values.
     pub(super) offsets: [usize; 8],
+    /// Whether they follow each other without gaps.
+    pub(super) whole: bool,
 }
 
 impl Blocks {
@@ -71,11 +73,17 @@ pub(crate) trait RowFormat: Format {
     /// The blocks exist.
     unsafe fn factors<S: Rows>(s: S, blocks: &Blocks) -> [S::F; 2];
 
-    /// Dot products of unit `J` with the column whose segment begins at `y`.
+    /// Dot products of unit `J` with a segment of a column, whose planes begin at `y`. Unless `both`, the
+    /// second plane has zeros there, or is no plane of low bytes.
     ///
     /// # Safety
     /// The blocks exist, and `y` is a segment of a column in the same order.
-    unsafe fn dots<S: Rows, const J: usize>(s: S, blocks: &Blocks, y: [*const u8; 2]) -> S::I;
+    unsafe fn dots<S: Rows, const J: usize>(
+        s: S,
+        blocks: &Blocks,
+        y: [*const u8; 2],
+        both: bool,
+    ) -> S::I;
 
     /// The factors of the lanes of [`RowFormat::dots`].
     #[inline(always)]
@@ -107,6 +115,22 @@ fn biased<S: Rows, F: Format>(s: S, scales: S::F) -> [S::F; 2] {
     [s.mul(scales, unsafe { s.load(signs.as_ptr()) }); 2]
 }
 
+/// The f16 that blocks of `BYTES` begin with, twice.
+///
+/// # Safety
+/// The blocks exist.
+#[inline(always)]
+unsafe fn scales<S: Rows, const BYTES: usize>(s: S, blocks: &Blocks) -> S::F {
+    // SAFETY: by the contract.
+    unsafe {
+        if blocks.whole {
+            s.eight_halves_apart::<BYTES>(blocks.start)
+        } else {
+            s.eight_halves(blocks.all())
+        }
+    }
+}
+
 /// Formats of 32 nibbles in a block.
 macro_rules! nibble_rows {
     ($Name:ident, head: $head:literal, high: $high:literal, codebook: $codebook:literal) => {
@@ -118,10 +142,13 @@ macro_rules! nibble_rows {
             unsafe fn factors<S: Rows>(s: S, blocks: &Blocks) -> [S::F; 2] {
                 // SAFETY: blocks begin with one or two f16.
                 unsafe {
-                    if $head == 4 {
+                    if $head == 4 && blocks.whole {
+                        let start = blocks.start;
+                        [s.eight_pairs_of_halves_apart::<{ DType::$Name.block_bytes() }>(start); 2]
+                    } else if $head == 4 {
                         [s.eight_pairs_of_halves(blocks.all()); 2]
                     } else {
-                        biased::<S, Self>(s, s.eight_halves(blocks.all()))
+                        biased::<S, Self>(s, scales::<S, { DType::$Name.block_bytes() }>(s, blocks))
                     }
                 }
             }
@@ -131,6 +158,7 @@ macro_rules! nibble_rows {
                 s: S,
                 blocks: &Blocks,
                 y: [*const u8; 2],
+                both: bool,
             ) -> S::I {
                 const NIBBLES: usize = $head + if $high { 4 } else { 0 };
                 // SAFETY: the 16 bytes of nibbles, and those from the high bits on, are in the block; a
@@ -150,9 +178,9 @@ macro_rules! nibble_rows {
                     }
                     let y = [y[0].add(128 * J), y[1].add(128 * J)];
                     match Self::BITS {
-                        4 => s.dot_two_rows::<4>([low, high], y),
-                        5 => s.dot_two_rows::<5>([low, high], y),
-                        _ => s.dot_two_rows::<8>([low, high], y),
+                        4 => s.dot_two_rows::<4>([low, high], y, both),
+                        5 => s.dot_two_rows::<5>([low, high], y, both),
+                        _ => s.dot_two_rows::<8>([low, high], y, both),
                     }
                 }
             }
@@ -172,16 +200,21 @@ impl RowFormat for Q8_0 {
     #[inline(always)]
     unsafe fn factors<S: Rows>(s: S, blocks: &Blocks) -> [S::F; 2] {
         // SAFETY: blocks begin with an f16.
-        unsafe { biased::<S, Self>(s, s.eight_halves(blocks.all())) }
+        unsafe { biased::<S, Self>(s, scales::<S, { DType::Q8_0.block_bytes() }>(s, blocks)) }
     }
 
     #[inline(always)]
-    unsafe fn dots<S: Rows, const J: usize>(s: S, blocks: &Blocks, y: [*const u8; 2]) -> S::I {
+    unsafe fn dots<S: Rows, const J: usize>(
+        s: S,
+        blocks: &Blocks,
+        y: [*const u8; 2],
+        both: bool,
+    ) -> S::I {
         // SAFETY: blocks have 32 bytes after the scale; a unit has 64 values.
         unsafe {
             let q = s.join_bytes32(blocks.at(2 * J, 2), blocks.at(2 * J + 1, 2));
             let y = [y[0].add(64 * J), y[1].add(64 * J)];
-            s.dot_row::<8>(s.xor_bytes(q, 0x80), y)
+            s.dot_row::<8>(s.xor_bytes(q, 0x80), y, both)
         }
     }
 }
@@ -203,11 +236,12 @@ macro_rules! super_block_rows {
                 s: S,
                 blocks: &Blocks,
                 y: [*const u8; 2],
+                both: bool,
             ) -> S::I {
                 // SAFETY: the block exists; a unit has 64 values.
                 unsafe {
                     let q = Self::chunk(s, blocks.start, J, false).q;
-                    s.dot_row::<$bits>(q, [y[0].add(64 * J), y[1].add(64 * J)])
+                    s.dot_row::<$bits>(q, [y[0].add(64 * J), y[1].add(64 * J)], both)
                 }
             }
         }

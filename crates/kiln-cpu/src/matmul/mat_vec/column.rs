@@ -5,9 +5,13 @@ use super::blocks::{Order, SEGMENT};
 use crate::isa::LANES;
 use crate::matmul::activations::{Layout, SCALE_GROUP, quantize, square_limit};
 
-/// The f32 of a segment, in vectors of 16. For 8 groups: scales, then zeros; zeros, then scale times sum.
-/// For 16 groups: scales; scale times sum.
+/// The f32 of a segment, in vectors of 16. For 8 groups: scales, then [`FLAGS`]; zeros, then scale times
+/// sum. For 16 groups: scales; scale times sum.
 pub(super) const FACTORS: usize = 4 * LANES;
+
+/// Place among the factors of the groups that need the second plane: low bits of a number near 1, which is
+/// multiplied like its neighbours.
+const FLAGS: usize = 8;
 
 /// Values of the padded column.
 const fn padded(depth: usize) -> usize {
@@ -33,6 +37,20 @@ impl Column {
         let plane = padded(depth);
         let planes = [start, start.wrapping_add(plane)];
         Self { planes, factors: start.wrapping_add(2 * plane).cast() }
+    }
+
+    /// Whether unit `unit` of the first segment needs the second plane.
+    ///
+    /// # Safety
+    /// The segment exists.
+    #[inline(always)]
+    pub(super) unsafe fn both_planes(self, order: Order, unit: usize) -> bool {
+        let groups = match order {
+            Order::Natural => 0b11 << (2 * unit),
+            Order::Halves => 0b1111 << (4 * unit),
+        };
+        // SAFETY: the segment has its factors.
+        unsafe { self.factors.cast::<u32>().add(FLAGS).read() & groups != 0 }
     }
 
     /// The same from the next segment on.
@@ -67,6 +85,7 @@ pub(crate) fn pack(layout: Layout, order: Order, x: &[f32], out: &mut [u8]) {
     first[rest..].fill(0);
     second[rest..].fill(0);
     factors.fill(0.0);
+    factors.chunks_exact_mut(FACTORS).for_each(|factors| factors[FLAGS] = 1.0);
     let limit = square_limit(x);
     for (group, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
         let q = quantize(layout.planes, x, limit);
@@ -79,6 +98,8 @@ pub(crate) fn pack(layout: Layout, order: Order, x: &[f32], out: &mut [u8]) {
         let factors = &mut factors[group / 8 * FACTORS..][..FACTORS];
         let group = group % 8;
         factors[group] = q.scale;
+        let flag = u32::from(q.both_planes) << group;
+        factors[FLAGS] = f32::from_bits(factors[FLAGS].to_bits() | flag);
         factors[LANES + 8 + group] = q.scale * (sums[0] + sums[1]) as f32;
         for (half, sum) in sums.iter().enumerate() {
             factors[2 * LANES + 2 * group + half] = q.scale;

@@ -7,7 +7,7 @@ use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
 use super::format::CHUNK;
-use crate::isa::{LANES, Rows, Simd, prefetch};
+use crate::isa::{LANES, Rows, Simd, prefetch, prefetch_far};
 use blocks::{Blocks, SEGMENT};
 pub(crate) use blocks::{Order, RowFormat};
 use column::Column;
@@ -15,8 +15,11 @@ use column::Column;
 /// Most columns of f32 this route takes.
 pub(crate) const MAX_COLUMNS: usize = 8;
 
-/// How far ahead of the weights in use one column asks for more, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of the weights in use a row asks for more, in bytes: into the nearest cache.
+const AHEAD: usize = 1024;
+
+/// As [`AHEAD`], into the next one: memory answers late, and pages begin without a stream.
+const FAR_AHEAD: usize = 8192;
 
 /// Bytes that are fetched from memory at once.
 const LINE: usize = 64;
@@ -62,23 +65,25 @@ impl RowKernel {
     pub(crate) unsafe fn multiply<S: Rows, F: RowFormat>(&self, s: S, row: *const u8) -> S::F {
         let mut sums = [s.splat(0.0); 2];
         let mut y = self.column;
-        let mut blocks = Blocks { start: row, offsets: [0; 8] };
+        let mut blocks = Blocks { start: row, offsets: [0; 8], whole: true };
         for (i, offset) in blocks.offsets.iter_mut().enumerate() {
             *offset = i * F::DTYPE.block_bytes();
         }
         // SAFETY: segments of the row and the column.
         unsafe {
             for _ in 0..self.whole {
-                let ahead = blocks.start.wrapping_add(AHEAD);
                 for line in 0..F::BYTES.div_ceil(LINE) {
-                    prefetch(ahead.wrapping_add(line * LINE));
+                    let at = blocks.start.wrapping_add(line * LINE);
+                    prefetch_far(at.wrapping_add(FAR_AHEAD));
+                    prefetch(at.wrapping_add(AHEAD));
                 }
                 segment::<S, F>(s, &blocks, y, F::UNITS, &mut sums);
                 blocks.start = blocks.start.wrapping_add(F::BYTES);
                 y = y.next();
             }
             if self.rest > 0 {
-                let blocks = Blocks { start: blocks.start, offsets: self.offsets };
+                let (start, offsets) = (blocks.start, self.offsets);
+                let blocks = Blocks { start, offsets, whole: false };
                 let units = (self.rest * F::UNITS).div_ceil(SEGMENT / SCALE_GROUP);
                 segment::<S, F>(s, &blocks, y, units, &mut sums);
             }
@@ -132,7 +137,7 @@ unsafe fn unit<S: Rows, F: RowFormat, const J: usize>(
     sum: &mut S::F,
 ) {
     // SAFETY: by the contract.
-    let dots = unsafe { F::dots::<S, J>(s, blocks, y.planes) };
+    let dots = unsafe { F::dots::<S, J>(s, blocks, y.planes, y.both_planes(F::ORDER, J)) };
     *sum = s.fma(s.to_float(dots), F::spread::<S, J>(s, factors), *sum);
 }
 
