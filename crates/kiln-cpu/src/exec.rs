@@ -3,7 +3,7 @@
 use crate::Isa;
 use crate::memory::{AccessLock, CpuBuffer};
 use crate::ops;
-use crate::threads::{Pool, Scratch, Tickets};
+use crate::threads::{Pool, Scratch, Tickets, Worker};
 use crate::view::View;
 use kiln_core::backend::Execute;
 use kiln_core::ops::{Op, Role};
@@ -16,10 +16,19 @@ use std::time::{Duration, Instant};
 /// One piece of work: its index, and the scratch memory of its thread.
 type Work = dyn Fn(usize, &mut Scratch) + Send + Sync;
 
+/// What every thread does before its tasks, into what it keeps in its scratch memory.
+#[derive(Clone)]
+pub(crate) struct Preparation {
+    /// Equal for what is equal: a thread skips what it prepared last.
+    key: usize,
+    work: Arc<dyn Fn(&mut Scratch) + Send + Sync>,
+}
+
 /// Independent pieces of work, which the threads share.
 pub(crate) struct Tasks {
     count: usize,
     work: Box<Work>,
+    preparation: Option<Preparation>,
 }
 
 impl Tasks {
@@ -28,15 +37,35 @@ impl Tasks {
         count: usize,
         work: impl Fn(usize, &mut Scratch) + Send + Sync + 'static,
     ) -> Self {
-        Self { count, work: Box::new(work) }
+        Self { count, work: Box::new(work), preparation: None }
+    }
+
+    /// The same after a preparation on every thread.
+    pub(crate) fn after(self, preparation: Preparation) -> Self {
+        Self { preparation: Some(preparation), ..self }
     }
 }
 
 /// Tasks of one step between two barriers.
 struct Phase {
     barrier: bool,
-    work: Box<Work>,
+    tasks: Tasks,
     tickets: Tickets,
+}
+
+impl Phase {
+    /// A thread's part.
+    fn run(&self, worker: &Worker<'_>, scratch: &mut Scratch, prepared: &mut Option<usize>) {
+        for task in self.tickets.take(worker) {
+            if let Some(Preparation { key, work }) = &self.tasks.preparation
+                && *prepared != Some(*key)
+            {
+                work(scratch);
+                *prepared = Some(*key);
+            }
+            (self.tasks.work)(task, scratch);
+        }
+    }
 }
 
 struct Step {
@@ -55,7 +84,7 @@ impl Workspace {
     }
 }
 
-/// What the workspace holds between steps.
+/// What the workspace, or every thread, holds between steps.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Held {
     /// Addresses of the memory it was made from.
@@ -71,6 +100,8 @@ pub(crate) struct Lowering {
     workspace: Workspace,
     workspace_bytes: usize,
     held: Option<Held>,
+    prepared: Option<(Held, Preparation)>,
+    preparations: usize,
     phases: Vec<Phase>,
     /// Whether the next phase must wait for all before it.
     barrier: bool,
@@ -81,7 +112,7 @@ impl Lowering {
     pub(crate) fn tasks(&mut self, tasks: Tasks) {
         let barrier = std::mem::take(&mut self.barrier);
         let tickets = Tickets::new(tasks.count, self.threads);
-        self.phases.push(Phase { barrier, work: tasks.work, tickets });
+        self.phases.push(Phase { barrier, tasks, tickets });
     }
 
     /// What comes next waits for all before it.
@@ -107,12 +138,33 @@ impl Lowering {
         (self.held.as_ref() == Some(held)).then(|| self.workspace.clone())
     }
 
-    /// Forgets the contents of the workspace where what they were made from is written.
+    /// What every thread makes for itself of memory that the step reads; threads that have it
+    /// from an earlier step skip `work`.
+    pub(crate) fn prepare(
+        &mut self,
+        held: Held,
+        work: impl Fn(&mut Scratch) + Send + Sync + 'static,
+    ) -> Preparation {
+        if let Some((of, preparation)) = &self.prepared
+            && *of == held
+        {
+            return preparation.clone();
+        }
+        self.preparations += 1;
+        let preparation = Preparation { key: self.preparations, work: Arc::new(work) };
+        self.prepared = Some((held, preparation.clone()));
+        preparation
+    }
+
+    /// Forgets what was made from memory that is written.
     fn note_write(&mut self, written: &Range<usize>) {
         let overlaps =
             |held: &Held| held.source.start < written.end && written.start < held.source.end;
         if self.held.as_ref().is_some_and(overlaps) {
             self.held = None;
+        }
+        if self.prepared.as_ref().is_some_and(|(held, _)| overlaps(held)) {
+            self.prepared = None;
         }
     }
 }
@@ -142,6 +194,8 @@ impl CpuExecutable {
             workspace: Workspace::default(),
             workspace_bytes: 0,
             held: None,
+            prepared: None,
+            preparations: 0,
             phases: Vec::new(),
             barrier: false,
         };
@@ -171,15 +225,14 @@ impl CpuExecutable {
         }
         let at = AtomicUsize::new(0);
         let result = self.pool.run(&|worker, scratch| {
+            let mut prepared = None;
             for (index, step) in steps.iter().enumerate() {
                 for phase in &step.phases {
                     if phase.barrier {
                         worker.barrier();
                     }
                     at.fetch_max(index, Ordering::Relaxed);
-                    for task in phase.tickets.take(worker) {
-                        (phase.work)(task, scratch);
-                    }
+                    phase.run(worker, scratch, &mut prepared);
                 }
             }
         });

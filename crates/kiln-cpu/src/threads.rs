@@ -16,25 +16,47 @@ const IDLE_SPINS: u32 = 100_000;
 #[derive(Default)]
 pub(crate) struct Scratch {
     memory: Vec<u64>,
+    kept: Vec<u64>,
 }
 
+/// Makes the memory at least `bytes` long, from its first multiple of [`LINE`] on.
+fn aligned(memory: &mut Vec<u64>, bytes: usize) -> &mut [u8] {
+    let words = (bytes + LINE).div_ceil(8);
+    if memory.len() < words {
+        memory.resize(words, 0);
+    }
+    let all: &mut [u8] = bytemuck::cast_slice_mut(memory);
+    let start = all.as_ptr().align_offset(LINE);
+    &mut all[start..]
+}
+
+fn parts<const N: usize>(memory: &mut Vec<u64>, bytes: [usize; N]) -> [&mut [u8]; N] {
+    let total = bytes.iter().map(|bytes| bytes.next_multiple_of(LINE)).sum();
+    let mut rest = aligned(memory, total);
+    bytes.map(|bytes| {
+        let (part, tail) = std::mem::take(&mut rest).split_at_mut(bytes.next_multiple_of(LINE));
+        rest = tail;
+        &mut part[..bytes]
+    })
+}
+
+const LINE: usize = crate::memory::ALIGNMENT;
+
 impl Scratch {
-    /// Three disjoint parts of f32, bytes and f32, each starting at a multiple of 64 bytes.
+    /// Disjoint parts, each starting at a multiple of 64 bytes.
     pub(crate) fn parts<const N: usize>(&mut self, bytes: [usize; N]) -> [&mut [u8]; N] {
-        const LINE: usize = crate::memory::ALIGNMENT;
-        let total: usize = bytes.iter().map(|bytes| bytes.next_multiple_of(LINE)).sum();
-        let words = (total + LINE).div_ceil(8);
-        if self.memory.len() < words {
-            self.memory.resize(words, 0);
-        }
-        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
-        let start = all.as_ptr().align_offset(LINE);
-        let mut rest = &mut all[start..];
-        bytes.map(|bytes| {
-            let (part, tail) = std::mem::take(&mut rest).split_at_mut(bytes.next_multiple_of(LINE));
-            rest = tail;
-            &mut part[..bytes]
-        })
+        parts(&mut self.memory, bytes)
+    }
+
+    /// Bytes that stay as they are until they are asked for again, beside `N` slices of f32.
+    pub(crate) fn keep_beside<const N: usize>(
+        &mut self,
+        bytes: usize,
+        lens: [usize; N],
+    ) -> (&mut [u8], [&mut [f32]; N]) {
+        let Self { memory, kept } = self;
+        let parts = parts(memory, lens.map(|len| len * size_of::<f32>()));
+        (&mut aligned(kept, bytes)[..bytes], parts.map(bytemuck::cast_slice_mut))
     }
 
     /// `N` disjoint slices of f32.

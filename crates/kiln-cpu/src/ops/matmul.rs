@@ -144,6 +144,26 @@ impl Input {
     }
 }
 
+/// Packs a tile of the input.
+fn pack_tile(
+    isa: Isa,
+    input: Input,
+    layout: Layout,
+    index: usize,
+    bytes: &mut [u8],
+    x: &mut [f32],
+) {
+    let columns = layout.tile_at(index).0;
+    let mut tile = TileBytes { bytes, width: columns.len() };
+    with_simd!(isa, s => s.run(#[inline(always)] || {
+        for (column, row) in columns.enumerate() {
+            // SAFETY: the planner's hazards keep writers of the input out of this step.
+            unsafe { input.load(row, x) };
+            pack_column(layout, x, &mut tile, column);
+        }
+    }));
+}
+
 /// Makes sure the workspace holds the packed input.
 fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     let held = input.key(layout);
@@ -155,23 +175,43 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     let packed = workspace.clone();
     lowering.tasks(Tasks::new(layout.tiles(), move |index, scratch| {
         let (columns, start) = layout.tile_at(index);
-        let width = columns.len();
-        let bytes = layout.parts(width).bytes;
+        let bytes = layout.parts(columns.len()).bytes;
         // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone.
         let bytes = unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
-        let mut tile = TileBytes { bytes, width };
         let [x] = scratch.floats([layout.depth]);
-        with_simd!(isa, s => s.run(#[inline(always)] || {
-            for (column, row) in columns.enumerate() {
-                // SAFETY: the planner's hazards keep writers of the input out of this step.
-                unsafe { input.load(row, x) };
-                pack_column(layout, x, &mut tile, column);
-            }
-        }));
+        pack_tile(isa, input, layout, index, bytes, x);
     }));
     lowering.barrier();
     lowering.hold(held);
     workspace
+}
+
+/// Appends the tasks of a phase that takes a packed input. One column is packed by every thread for
+/// itself, so that none waits for another.
+fn tasks_of_packed(
+    input: Input,
+    layout: Layout,
+    count: usize,
+    lowering: &mut Lowering,
+    work: impl Fn(usize, *const u8, &mut Scratch) + Send + Sync + 'static,
+) {
+    if layout.columns > 1 {
+        let packed = pack(input, layout, lowering);
+        let tasks = Tasks::new(count, move |task, scratch| {
+            work(task, packed.start().cast_const(), scratch);
+        });
+        return lowering.tasks(tasks);
+    }
+    let (isa, bytes) = (lowering.isa, layout.bytes());
+    let preparation = lowering.prepare(input.key(layout), move |scratch| {
+        let (out, [x]) = scratch.keep_beside(bytes, [layout.depth]);
+        pack_tile(isa, input, layout, 0, out, x);
+    });
+    let tasks = Tasks::new(count, move |task, scratch| {
+        let packed = scratch.keep_beside(bytes, []).0.as_ptr();
+        work(task, packed, scratch);
+    });
+    lowering.tasks(tasks.after(preparation));
 }
 
 /// Where the columns of a product go.
@@ -274,17 +314,20 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
     let shared = layouts.iter().all(|layout| *layout == layouts[0]);
     let phases =
         if shared { vec![products] } else { products.into_iter().map(|p| vec![p]).collect() };
-    for (products, layout) in phases.into_iter().zip(layouts) {
-        let workspace = pack(input, layout, lowering);
+    for (index, (products, layout)) in phases.into_iter().zip(layouts).enumerate() {
+        if index > 0 {
+            // The second product is multiplied into what all tasks of the first have written.
+            lowering.barrier();
+        }
         let rows = rows_per_task(isa, route, &weights[0]);
-        lowering.tasks(Tasks::new(weights[0].n.div_ceil(rows), move |task, scratch| {
-            let packed = workspace.start().cast_const();
+        let count = weights[0].n.div_ceil(rows);
+        tasks_of_packed(input, layout, count, lowering, move |task, packed, scratch| {
             for product in &products {
                 let first = task * rows;
                 let rows = first..product.weights.n.min(first + rows);
                 RowRange { product, rows, layout, packed }.run(isa, route, scratch);
             }
-        }));
+        });
     }
 }
 
