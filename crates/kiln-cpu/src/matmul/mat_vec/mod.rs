@@ -72,11 +72,7 @@ impl RowKernel {
         // SAFETY: segments of the row and the column.
         unsafe {
             for _ in 0..self.whole {
-                for line in 0..F::BYTES.div_ceil(LINE) {
-                    let at = blocks.start.wrapping_add(line * LINE);
-                    prefetch_far(at.wrapping_add(FAR_AHEAD));
-                    prefetch(at.wrapping_add(AHEAD));
-                }
+                ask_ahead(blocks.start, F::BYTES);
                 segment::<S, F>(s, &blocks, y, F::UNITS, &mut sums);
                 blocks.start = blocks.start.wrapping_add(F::BYTES);
                 y = y.next();
@@ -89,6 +85,16 @@ impl RowKernel {
             }
         }
         s.add(sums[0], sums[1])
+    }
+}
+
+/// Asks for what follows `bytes` that are about to be read.
+#[inline(always)]
+fn ask_ahead(from: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(LINE) {
+        let at = from.wrapping_add(line * LINE);
+        prefetch_far(at.wrapping_add(FAR_AHEAD));
+        prefetch(at.wrapping_add(AHEAD));
     }
 }
 
@@ -174,7 +180,9 @@ pub(crate) unsafe fn float<S: Simd, const N: usize>(
 ) -> [f32; N] {
     let mut sums = [[s.splat(0.0); 2]; N];
     let mut chunk = [0f32; CHUNK];
+    let chunk_bytes = weights.row_bytes() * CHUNK / weights.k;
     for index in 0..weights.k.div_ceil(CHUNK) {
+        ask_ahead(weights.row(row).wrapping_add(index * chunk_bytes), chunk_bytes);
         // SAFETY: the chunk is inside the row and every packed column.
         unsafe {
             read(weights.row(row), index, weights.k - index * CHUNK, &mut chunk);
@@ -189,4 +197,75 @@ pub(crate) unsafe fn float<S: Simd, const N: usize>(
         }
     }
     sums.map(|[a, b]| s.sum(s.add(a, b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Config, device, instruction_sets};
+    use kiln_core::ops::{InputLayout, Matmul, Precision};
+    use kiln_core::{DType, SharedBytes, quant};
+    use std::sync::Arc;
+
+    /// Values that quantise exactly: integers of 8 bits, and of 15 in every seventh group.
+    fn column(k: usize) -> Vec<f32> {
+        let value = |i: usize| {
+            let (group, at) = (i / 32, i % 32);
+            let largest = if group % 7 == 5 { 127 * 128 } else { 127 };
+            let value = (i * 7919 + group) as i32 % (2 * largest + 1) - largest;
+            (if at == 0 { largest } else { value }) as f32
+        };
+        (0..k).map(value).collect()
+    }
+
+    #[test]
+    fn rows_of_any_length_are_exact_to_rounding_on_every_instruction_set() {
+        const ROWS: usize = 21;
+        for dtype in DType::QUANTIZED {
+            let lengths: &[usize] = match dtype.block_len() {
+                32 => &[32, 64, 96, 224, 256, 288, 448, 576],
+                _ => &[256, 512, 768],
+            };
+            for &k in lengths {
+                let x = column(k);
+                let bytes = dtype.row_bytes(k).unwrap();
+                let mut weights = vec![0u8; ROWS * bytes];
+                let mut expected = Vec::new();
+                for (row, weights) in weights.chunks_exact_mut(bytes).enumerate() {
+                    let source: Vec<f32> =
+                        (0..k).map(|i| ((i + 31 * row) as f32 * 0.7).sin() - 0.2).collect();
+                    quant::quantize_row(dtype, &source, weights).unwrap();
+                    let mut values = vec![0f32; k];
+                    quant::dequantize_row(dtype, weights, &mut values).unwrap();
+                    let products =
+                        values.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let bound = products.clone().map(f64::abs).sum::<f64>() * 1e-6;
+                    expected.push((products.sum::<f64>(), bound));
+                }
+                for name in instruction_sets() {
+                    let instruction_set = Some(name.to_owned());
+                    let device = device(Config { threads: Some(2), instruction_set }).unwrap();
+                    let bytes = SharedBytes::new(Arc::new(weights.clone()));
+                    let weight = device.import(dtype, [ROWS, k], bytes).unwrap();
+                    let input = device.upload(&x, [1, k]).unwrap();
+                    let output = device.tensor(DType::F32, [1, ROWS]).unwrap();
+                    let mut recording = device.record();
+                    let matmul = Matmul {
+                        input: &input,
+                        weight: &weight,
+                        output: &output,
+                        input_layout: InputLayout::RowMajor,
+                        precision: Precision::Fast,
+                    };
+                    recording.push(matmul).unwrap();
+                    recording.finish().unwrap().run().unwrap();
+                    for (got, (expected, bound)) in
+                        output.to_vec::<f32>().unwrap().iter().zip(&expected)
+                    {
+                        let error = (f64::from(*got) - expected).abs();
+                        assert!(error <= *bound, "{dtype} k={k} {name}: {got} {expected} {bound}");
+                    }
+                }
+            }
+        }
+    }
 }
