@@ -1,6 +1,5 @@
 //! [`Rows`] on NEON.
 
-use super::Simd;
 use super::neon::{Neon, Product, widen_halves};
 use super::rows::Rows;
 use std::arch::aarch64::*;
@@ -13,7 +12,7 @@ macro_rules! compute {
     }};
 }
 
-/// Four f16, `step` words apart, as f32.
+/// The f16 that is word `word` at four of the addresses, as f32.
 ///
 /// # Safety
 /// They are readable, and Advanced SIMD is there.
