@@ -7,6 +7,7 @@
 //! the tile.
 
 use super::format::CHUNK;
+use super::mat_mat::COLUMN_STEP;
 use crate::isa::Planes;
 use std::ops::Range;
 
@@ -39,6 +40,8 @@ pub(crate) struct Layout {
     pub(crate) packing: Packing,
     /// How quantised values lie.
     pub(crate) planes: Planes,
+    /// What is added to their bytes in tiles: 0 or 128.
+    pub(crate) bias: u8,
     /// Values of a column, a multiple of [`CHUNK`]; past the input's `k` they are zero.
     pub(crate) depth: usize,
     /// Columns, those of padding included.
@@ -58,8 +61,10 @@ pub(crate) struct Parts {
     pub(crate) sums_16: usize,
     /// f32: scale times sum by 32 values.
     pub(crate) sums_32: usize,
-    /// Bytes, in tiles: whether any column of the tile needs the second plane, by 32 values.
-    pub(crate) both_planes: usize,
+    /// Bytes, in tiles of bytes: how many columns need the second plane, by 32 values.
+    pub(crate) counts: usize,
+    /// Bytes: those columns, room for all by 32 values.
+    pub(crate) lists: usize,
     /// Bytes in all.
     pub(crate) bytes: usize,
 }
@@ -83,7 +88,7 @@ impl Layout {
             end += bytes;
             start
         };
-        let (mut scales, mut sums, mut both_planes) = (0, [0; 2], 0);
+        let (mut scales, mut sums, mut counts, mut lists) = (0, [0; 2], 0, 0);
         match self.packing {
             Packing::FloatColumns | Packing::FloatTiles => _ = part(4 * values),
             Packing::Columns | Packing::Tiles => {
@@ -92,13 +97,14 @@ impl Layout {
                 scales = part(values / if tiles { 8 } else { 4 });
                 sums = [part(values / 4), part(values / 8)];
                 if tiles {
-                    both_planes = part(self.depth / SCALE_GROUP);
+                    counts = part(self.depth / SCALE_GROUP);
+                    lists = part(values / SCALE_GROUP);
                 }
             }
         }
         let [sums_16, sums_32] = sums;
         let bytes = end.next_multiple_of(64);
-        Parts { planes: [0, values], scales, sums_16, sums_32, both_planes, bytes }
+        Parts { planes: [0, values], scales, sums_16, sums_32, counts, lists, bytes }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -227,9 +233,16 @@ pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, c
             let limit = square_limit(x);
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
                 let q = quantize(planes, x, limit);
-                for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
-                    for (i, four) in plane.as_chunks::<4>().0.iter().enumerate() {
-                        tile.set(start, (block * (SCALE_GROUP / 4) + i) * width + column, *four);
+                let first = (column, width);
+                let second = match planes {
+                    Planes::Words => Some(first),
+                    Planes::Bytes => tile.list(parts, block, column, q.both_planes),
+                };
+                for (plane, place) in [Some(first), second].into_iter().enumerate() {
+                    let Some((at, width)) = place else { continue };
+                    let start = parts.planes[plane] + block * SCALE_GROUP * tile.width;
+                    for (i, four) in q.planes[plane].as_chunks::<4>().0.iter().enumerate() {
+                        tile.set(start, i * width + at, four.map(|byte| byte ^ layout.bias));
                     }
                 }
                 let scale = if planes == Planes::Bytes { 128.0 * q.scale } else { q.scale };
@@ -241,8 +254,6 @@ pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, c
                         tile.set(parts.sums(group), at, q.scale * sum as f32);
                     }
                 }
-                let before = column > 0 && tile.bytes[parts.both_planes + block] != 0;
-                tile.bytes[parts.both_planes + block] = u8::from(before || q.both_planes);
             }
         }
     }
@@ -255,6 +266,29 @@ pub(crate) struct TileBytes<'a> {
 }
 
 impl TileBytes<'_> {
+    /// Lists a column of a block, packed in order, as one that needs the second plane, if it does:
+    /// returns its place among so many columns.
+    #[inline(always)]
+    fn list(
+        &mut self,
+        parts: Parts,
+        block: usize,
+        column: usize,
+        listed: bool,
+    ) -> Option<(usize, usize)> {
+        let count = &mut self.bytes[parts.counts + block];
+        if column == 0 {
+            *count = 0;
+        }
+        let place = usize::from(*count);
+        *count += u8::from(listed);
+        listed.then(|| {
+            self.bytes[parts.lists + block * self.width + place] = column as u8;
+            let fours = place / COLUMN_STEP * COLUMN_STEP * (SCALE_GROUP / 4);
+            (fours + place % COLUMN_STEP, COLUMN_STEP)
+        })
+    }
+
     #[inline(always)]
     fn bytes_at(&mut self, offset: usize) -> &mut [u8] {
         &mut self.bytes[offset..offset + SCALE_GROUP]

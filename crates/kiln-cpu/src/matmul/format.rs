@@ -17,41 +17,6 @@ pub(crate) struct Chunk<S: Simd> {
 /// Values in a chunk.
 pub(crate) const CHUNK: usize = 64;
 
-/// A chunk in memory.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub(crate) struct StoredChunk {
-    pub(crate) q: [u8; CHUNK],
-    pub(crate) scale: [f32; 4],
-    pub(crate) minimum: [f32; 4],
-}
-
-impl StoredChunk {
-    /// A chunk of zeros.
-    pub(crate) const ZERO: Self = Self { q: [0; CHUNK], scale: [0.0; 4], minimum: [0.0; 4] };
-
-    /// Unpacks a chunk of a row.
-    ///
-    /// # Safety
-    /// As [`Format::chunk`].
-    #[inline(always)]
-    pub(crate) unsafe fn unpack<S: Simd, F: Format>(
-        &mut self,
-        s: S,
-        row: *const u8,
-        index: usize,
-        half: bool,
-    ) {
-        // SAFETY: by the contract; `q` is 64 bytes.
-        unsafe {
-            let chunk = F::chunk(s, row, index, half);
-            s.store_bytes(self.q.as_mut_ptr(), chunk.q);
-            self.scale = chunk.scale;
-            self.minimum = chunk.minimum;
-        }
-    }
-}
-
 /// A block format.
 pub(crate) trait Format: 'static {
     /// Values that share a scale: 16 or 32.
@@ -73,7 +38,7 @@ pub(crate) trait Format: 'static {
 }
 
 #[inline(always)]
-unsafe fn read_u16(from: *const u8) -> u16 {
+pub(super) unsafe fn read_u16(from: *const u8) -> u16 {
     // SAFETY: the caller's two bytes.
     u16::from_le_bytes(unsafe { from.cast::<[u8; 2]>().read_unaligned() })
 }
@@ -201,7 +166,7 @@ impl Format for Q8_0 {
 }
 
 /// The codebook of the IQ4 formats, offset by 128.
-const IQ4_VALUES: [u8; 16] = {
+pub(super) const IQ4_VALUES: [u8; 16] = {
     let values: [i16; 16] =
         [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     let mut table = [0; 16];

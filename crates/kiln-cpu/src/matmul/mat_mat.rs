@@ -1,24 +1,35 @@
 //! Products with many columns: strips of 16 rows are unpacked once, interleaved by fours of values,
 //! and multiplied with tiles of columns. Lane `l` of every vector belongs to row `l` of the strip.
+//!
+//! A panel has [`PANEL_DEPTH`] values of its strips, which stay in the nearest cache while all tiles
+//! of columns pass. The sums of a tile are f32 in memory: registers hold the integer sums of a group.
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
-use super::format::{CHUNK, Format, StoredChunk, with_format};
-use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
+use super::format::{CHUNK, with_format};
+use super::interleave::{Groups, Interleave, has_minima};
+use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use kiln_core::DType;
+use std::ops::Range;
 
 /// Rows of a strip.
 pub(crate) const STRIP: usize = LANES;
 
-/// Columns are padded to a multiple of this.
+/// Columns are padded to a multiple of this; second bytes are packed by so many columns.
 pub(crate) const COLUMN_STEP: usize = 4;
+
+/// Values of a panel: a multiple of every block.
+pub(crate) const PANEL_DEPTH: usize = 512;
+
+/// Most columns whose sums are kept at once.
+pub(crate) const MAX_COLUMNS: usize = 576;
 
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
 
-/// Unpacks rows `first..first + 16`; rows past the last are zero.
-type UnpackStrip = fn(weights: &Weights, first: usize, strip: &mut Strip<'_>);
+/// Unpacks values `range` of so many strips from row `first` on; past the last row, that row again.
+type UnpackPanel = unsafe fn(weights: &Weights, first: usize, range: Range<usize>, out: Groups);
 
 /// What the kernels of a block type have in common.
 #[derive(Clone, Copy)]
@@ -27,184 +38,246 @@ pub(crate) struct Family {
     pub(crate) group: usize,
     /// Bits of a value where the instruction set has a kernel for them, else 8.
     pub(crate) bits: u32,
+    /// Whether groups have minima.
+    pub(crate) minima: bool,
     /// How the columns are packed.
     pub(crate) planes: Planes,
-    unpack: UnpackStrip,
+    unpack: UnpackPanel,
 }
 
 impl Family {
     /// That of a block type; `None` for plain types.
     pub(crate) fn new(isa: Isa, dtype: DType) -> Option<Self> {
-        fn of<S: Simd, F: Format>(_: S) -> Option<Family> {
+        fn of<S: Tiles, F: Interleave>(_: S) -> Option<Family> {
             let bits = match F::BITS {
                 ..=4 if S::NARROW_BYTES => 4,
                 bits if S::NARROW_BYTES => bits,
                 _ => 8,
             };
-            let planes = S::tile_planes(bits);
-            Some(Family { group: F::GROUP, bits, planes, unpack: unpack_strip::<S, F> })
+            let (planes, minima) = (S::tile_planes(bits), has_minima::<S, F>());
+            Some(Family { group: F::GROUP, bits, minima, planes, unpack: unpack::<S, F> })
         }
         with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
     }
 }
 
-fn unpack_strip<S: Simd, F: Format>(weights: &Weights, first: usize, strip: &mut Strip<'_>) {
+unsafe fn unpack<S: Tiles, F: Interleave>(
+    weights: &Weights,
+    first: usize,
+    range: Range<usize>,
+    out: Groups,
+) {
     // SAFETY: an unpacker is only given out for an instruction set that is there.
     let s = unsafe { S::assume() };
+    let block = weights.dtype.block_len();
+    let block_bytes = weights.dtype.block_bytes();
     s.run(
         #[inline(always)]
-        || strip.unpack::<S, F>(s, weights, first),
+        || {
+            for strip in 0..out.strips {
+                let mut out = out.strip(strip);
+                let row = |r: usize| weights.row((first + strip * STRIP + r).min(weights.n - 1));
+                let mut blocks = [weights.row(0); STRIP];
+                for (r, from) in blocks.iter_mut().enumerate() {
+                    *from = row(r).wrapping_add(range.start / block * block_bytes);
+                }
+                for start in range.clone().step_by(block) {
+                    // SAFETY: blocks inside the rows, groups inside the panel, by the contract.
+                    unsafe {
+                        if start < weights.k {
+                            F::interleave(s, &blocks, out);
+                        } else {
+                            (0..block / F::GROUP).for_each(|group| out.put_zeros::<S, F>(s, group));
+                        }
+                    }
+                    for from in &mut blocks {
+                        *from = from.wrapping_add(block_bytes);
+                    }
+                    out = out.skip(block / F::GROUP, F::GROUP);
+                }
+            }
+        },
     );
 }
 
-/// An unpacked strip in a thread's scratch memory.
-pub(crate) struct Strip<'a> {
-    /// `[depth / 4][16 rows][4]`
-    bytes: &'a mut [u8],
-    /// `[depth / group][16 rows]`
-    scales: &'a mut [f32],
-    /// As `scales`.
-    minima: &'a mut [f32],
+/// A panel in a thread's scratch memory.
+pub(crate) struct Panel {
+    family: Family,
+    groups: Groups,
+    /// Which values of the depth it has.
+    range: Range<usize>,
 }
 
-/// Scratch bytes of so many strips: quants, scales and minima.
-pub(crate) fn strip_bytes(depth: usize, group: usize, strips: usize) -> [usize; 3] {
-    let groups = strips * depth / group * STRIP * size_of::<f32>();
-    [strips * depth * STRIP, groups, groups]
-}
-
-impl Strip<'_> {
-    #[inline(always)]
-    fn unpack<S: Simd, F: Format>(&mut self, s: S, weights: &Weights, first: usize) {
-        let per_chunk = CHUNK / F::GROUP;
-        let count = weights.n.saturating_sub(first).min(STRIP);
-        let mut rows = [StoredChunk::ZERO; STRIP];
-        for index in 0..weights.k.div_ceil(CHUNK) {
-            let half = weights.k - index * CHUNK < CHUNK;
-            for (r, row) in rows.iter_mut().enumerate().take(count) {
-                // SAFETY: the row and the chunk are inside the weights.
-                unsafe { row.unpack::<S, F>(s, weights.row(first + r), index, half) };
-            }
-            for group in 0..per_chunk {
-                let quarter = group * F::GROUP / LANES;
-                let at = (index * per_chunk + group) * STRIP;
-                for (out, row) in self.scales[at..at + STRIP].iter_mut().zip(&rows) {
-                    *out = row.scale[quarter];
-                }
-                for (out, row) in self.minima[at..at + STRIP].iter_mut().zip(&rows) {
-                    *out = row.minimum[quarter];
-                }
-            }
-            let out = &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
-            // Fours of bytes move like f32.
-            let mut fours = [s.splat(0.0); STRIP];
-            for (four, row) in fours.iter_mut().zip(&rows) {
-                // SAFETY: a row of a chunk is 64 bytes.
-                *four = unsafe { s.load(row.q.as_ptr().cast()) };
-            }
-            for (four, out) in s.transpose(fours).into_iter().zip(out.chunks_exact_mut(CHUNK)) {
-                // SAFETY: 64 bytes.
-                unsafe { s.store(out.as_mut_ptr().cast(), four) };
-            }
-        }
+impl Panel {
+    /// Scratch bytes of a panel of so many strips.
+    pub(crate) fn bytes(family: Family, strips: usize) -> [usize; 4] {
+        let lanes = strips * PANEL_DEPTH / family.group * STRIP * size_of::<f32>();
+        [strips * PANEL_DEPTH * STRIP, lanes, lanes, lanes]
     }
-}
 
-/// Strips that tiles of columns are multiplied with.
-pub(crate) struct Panel<'a> {
-    depth: usize,
-    parts: [&'a mut [u8]; 3],
-}
-
-impl<'a> Panel<'a> {
-    /// Unpacks `V` strips from row `first` on into scratch memory of [`strip_bytes`].
-    pub(crate) fn unpack<const V: usize>(
+    /// Unpacks values `range` of strips from row `first` on into scratch memory of [`Panel::bytes`].
+    pub(crate) fn unpack(
         family: Family,
         weights: &Weights,
-        first: usize,
-        (depth, mut parts): (usize, [&'a mut [u8]; 3]),
+        (first, strips): (usize, usize),
+        range: Range<usize>,
+        parts: &mut [&mut [u8]; 4],
     ) -> Self {
-        for v in 0..V {
-            let [bytes, scales, minima] = parts.each_mut().map(|part| {
-                let len = part.len() / V;
-                &mut part[v * len..(v + 1) * len]
-            });
-            let (scales, minima) =
-                (bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(minima));
-            let mut strip = Strip { bytes, scales, minima };
-            (family.unpack)(weights, first + v * STRIP, &mut strip);
-        }
-        Self { depth, parts }
+        let [bytes, scales, minima, starts] = parts.each_mut().map(|part| part.as_mut_ptr());
+        let [scales, minima, starts] = [scales, minima, starts].map(|part| part.cast());
+        let groups = Groups { bytes, scales, minima, starts, strips };
+        debug_assert!(range.len() <= PANEL_DEPTH);
+        // SAFETY: the family is that of the weights; the range is at most a panel's depth.
+        unsafe { (family.unpack)(weights, first, range.clone(), groups) };
+        Self { family, groups, range }
     }
 
-    /// The products with a tile of `N` columns.
+    /// Adds the products with a tile of `N` columns to `sums`, `[N][V][16 rows]`.
     ///
     /// # Safety
-    /// The panel's type has `GROUP` and `BITS`, there are `V` strips of the depth
-    /// of the layout, and `tile` is a tile of `N` columns of that layout.
+    /// The panel's type has `GROUP`, `BITS` and minima as `MINIMA` says, there are `V` strips,
+    /// `tile` is a tile of `N` columns of that layout, which has the values of the panel, and the sums
+    /// are writable.
     #[inline(always)]
-    pub(crate) unsafe fn tile<
-        S: Simd,
+    pub(crate) unsafe fn multiply<
+        S: Tiles,
         const GROUP: usize,
         const BITS: u32,
+        const MINIMA: bool,
         const V: usize,
         const N: usize,
     >(
         &self,
         s: S,
-        layout: Layout,
-        tile: *const u8,
-    ) -> [[S::F; N]; V] {
+        (layout, tile): (Layout, *const u8),
+        sums: *mut f32,
+    ) {
         let words = S::tile_planes(BITS) == Planes::Words;
+        debug_assert_eq!((self.family.group, self.family.minima), (GROUP, MINIMA));
         let parts = layout.parts(N);
-        let [bytes, scales, minima] = self.parts.each_ref().map(|part| part.as_ptr());
-        let (scales, minima) = (scales.cast::<f32>(), minima.cast::<f32>());
-        let groups = self.depth / GROUP;
-        let fours = GROUP / 4;
-        let mut out = [[s.splat(0.0); N]; V];
-        for group in 0..groups {
-            let block = group * GROUP / SCALE_GROUP;
-            // SAFETY: all offsets are inside the strips and the tile, by their layouts.
+        let start = self.range.start;
+        let [first, second] = parts.planes.map(|plane| tile.wrapping_add(plane + start * N));
+        let factors = tile.wrapping_add(parts.scales).cast::<f32>();
+        let factors = factors.wrapping_add(start / SCALE_GROUP * N);
+        let column_sums = tile.wrapping_add(parts.sums(GROUP)).cast::<f32>();
+        let column_sums = column_sums.wrapping_add(start / GROUP * N);
+        for index in 0..self.range.len() / GROUP {
+            let (group, columns) = (self.groups.skip(index, GROUP), index * GROUP * N);
+            // SAFETY: all offsets are inside the panel and the tile, by their layouts.
             unsafe {
-                let mut strips = [bytes.add(group * GROUP * STRIP); V];
-                for (v, strip) in strips.iter_mut().enumerate() {
-                    *strip = strip.add(v * self.depth * STRIP);
+                let mut dots = group.start::<S, V, N>(s);
+                let (bytes, fours) = (group.bytes.cast_const(), GROUP / 4);
+                dots = s.dot_tile::<BITS, 0, V, N>(dots, bytes, first.add(columns), fours);
+                if words {
+                    dots = s.dot_tile::<BITS, 1, V, N>(dots, bytes, second.add(columns), fours);
                 }
-                let planes = parts.planes.map(|plane| tile.add(plane + group * GROUP * N));
-                let both = words || *tile.add(parts.both_planes + block) != 0;
-                let mut dots = [[s.splat_int(0); N]; V];
-                dots = s.dot_tile::<BITS, 0, V, N>(dots, strips, planes[0], fours);
-                if both {
-                    if !words {
-                        for dots in &mut dots {
-                            for dots in dots {
-                                *dots = s.shl_int::<7>(*dots);
-                            }
-                        }
+                let factors = factors.add(index * GROUP / SCALE_GROUP * N);
+                for (v, dots) in dots.iter().enumerate() {
+                    let scale = s.load(group.scales.add(v * LANES));
+                    let mut minimum = scale;
+                    if MINIMA {
+                        minimum = s.load(group.minima.add(v * LANES));
                     }
-                    dots = s.dot_tile::<BITS, 1, V, N>(dots, strips, planes[1], fours);
-                }
-                let factors = tile.add(parts.scales).cast::<f32>().add(block * N);
-                let sums = tile.add(parts.sums(GROUP)).cast::<f32>().add(group * N);
-                for (v, out) in out.iter_mut().enumerate() {
-                    let at = (v * groups + group) * STRIP;
-                    let mut scale = s.load(scales.add(at));
-                    if both && !words {
-                        // The factors of bytes are those of the first plane.
-                        scale = s.mul(scale, s.splat(1.0 / 128.0));
-                    }
-                    for (column, out) in out.iter_mut().enumerate() {
+                    for (column, dots) in dots.iter().enumerate() {
+                        let sum = sums.add((column * V + v) * LANES);
                         let scaled = s.mul(scale, s.splat(*factors.add(column)));
-                        *out = s.fma(s.to_float(dots[v][column]), scaled, *out);
-                    }
-                    let minimum = s.load(minima.add(at));
-                    for (column, out) in out.iter_mut().enumerate() {
-                        *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
+                        let mut total = s.fma(s.to_float(*dots), scaled, s.load(sum));
+                        if MINIMA {
+                            let column_sum = s.splat(*column_sums.add(index * N + column));
+                            total = s.fma(minimum, column_sum, total);
+                        }
+                        s.store(sum, total);
                     }
                 }
             }
         }
-        out
+        if words {
+            return;
+        }
+        // The second bytes of the columns that have them.
+        let counts = tile.wrapping_add(parts.counts + start / SCALE_GROUP);
+        let lists = tile.wrapping_add(parts.lists + start / SCALE_GROUP * N);
+        for block in 0..self.range.len() / SCALE_GROUP {
+            // SAFETY: the lists are parts of the tile.
+            let list = unsafe {
+                let count = usize::from(*counts.add(block));
+                std::slice::from_raw_parts(lists.add(block * N), count)
+            };
+            for (four, list) in list.chunks(COLUMN_STEP).enumerate() {
+                let columns = (block * N + four * COLUMN_STEP) * SCALE_GROUP;
+                let factors = factors.wrapping_add(block * N);
+                for index in 0..SCALE_GROUP / GROUP {
+                    let group = self.groups.skip(block * (SCALE_GROUP / GROUP) + index, GROUP);
+                    let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
+                    // SAFETY: as above.
+                    unsafe {
+                        group.add_second::<S, BITS, GROUP, V>(s, list, (columns, factors), sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Groups {
+    /// Those of a strip.
+    fn strip(self, strip: usize) -> Self {
+        let (bytes, lanes) = (strip * 4 * LANES, strip * LANES);
+        Self {
+            bytes: self.bytes.wrapping_add(bytes),
+            scales: self.scales.wrapping_add(lanes),
+            minima: self.minima.wrapping_add(lanes),
+            starts: self.starts.wrapping_add(lanes),
+            strips: self.strips,
+        }
+    }
+
+    /// What the sums of the first group begin with.
+    ///
+    /// # Safety
+    /// The group is inside the panel, of `V` strips.
+    #[inline(always)]
+    unsafe fn start<S: Tiles, const V: usize, const N: usize>(self, s: S) -> [[S::I; N]; V] {
+        let mut dots = [[s.splat_int(0); N]; V];
+        if S::COLUMN_BIAS != 0 {
+            for (v, dots) in dots.iter_mut().enumerate() {
+                // SAFETY: by the contract.
+                let start = unsafe { s.load_bytes(self.starts.add(v * LANES).cast()) };
+                *dots = [s.ints(start); N];
+            }
+        }
+        dots
+    }
+
+    /// Adds the products of a group with the second bytes of the columns of a list.
+    ///
+    /// # Safety
+    /// As [`Panel::multiply`]; the list has at most [`COLUMN_STEP`] columns of the tile.
+    #[inline(always)]
+    unsafe fn add_second<S: Tiles, const BITS: u32, const GROUP: usize, const V: usize>(
+        self,
+        s: S,
+        list: &[u8],
+        (columns, factors): (*const u8, *const f32),
+        sums: *mut f32,
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            let dots = self.start::<S, V, COLUMN_STEP>(s);
+            let bytes = self.bytes.cast_const();
+            let dots = s.dot_tile::<BITS, 1, V, COLUMN_STEP>(dots, bytes, columns, GROUP / 4);
+            for (v, dots) in dots.iter().enumerate() {
+                // The factors are those of first bytes.
+                let scale = s.load(self.scales.add(v * LANES));
+                let scale = s.mul(scale, s.splat(1.0 / 128.0));
+                for (dots, column) in dots.iter().zip(list) {
+                    let column = usize::from(*column);
+                    let sum = sums.add((column * V + v) * LANES);
+                    let scaled = s.mul(scale, s.splat(*factors.add(column)));
+                    s.store(sum, s.fma(s.to_float(*dots), scaled, s.load(sum)));
+                }
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod activations;
 pub(crate) mod float;
 pub(crate) mod format;
+pub(crate) mod interleave;
 pub(crate) mod mat_mat;
 pub(crate) mod mat_vec;
 

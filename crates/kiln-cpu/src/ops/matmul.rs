@@ -1,12 +1,12 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
+use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use crate::matmul::Weights;
 use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
-use crate::matmul::mat_mat::Family;
+use crate::matmul::mat_mat::{Family, Panel};
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
@@ -52,10 +52,10 @@ pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Rou
 
 /// The layout of the packed input of a route.
 pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize) -> Layout {
-    fn shape<S: Simd>(_: S) -> (usize, Planes) {
-        (S::COLUMNS, S::PLANES)
+    fn shape<S: Tiles>(_: S) -> (usize, Planes, u8) {
+        (S::COLUMNS, S::PLANES, S::COLUMN_BIAS)
     }
-    let (tile, planes) = with_simd!(isa, s => shape(s));
+    let (tile, planes, bias) = with_simd!(isa, s => shape(s));
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
     let family = Family::new(isa, weights.dtype);
@@ -69,7 +69,7 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
     };
-    Layout { packing, planes, depth: depth(weights.k), columns, tile }
+    Layout { packing, planes, bias, depth: depth(weights.k), columns, tile }
 }
 
 /// The rows of an input in either layout.
@@ -279,7 +279,7 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
 /// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
 /// unpacked at once.
 pub(super) fn rows_per_task(isa: Isa, route: Route, weights: &Weights) -> usize {
-    fn strips<S: Simd>(_: S) -> usize {
+    fn strips<S: Tiles>(_: S) -> usize {
         S::STRIPS
     }
     const TASK_BYTES: usize = 32 * 1024;
@@ -315,22 +315,26 @@ macro_rules! with_tile_width {
     };
 }
 
-/// As [`with_constant`], for the kernels of a block type: values per scale, and bits.
+/// As [`with_constant`], for the kernels of a block type: values per scale, bits, and minima.
 macro_rules! with_family {
-    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident => $work:expr) => {
+    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr) => {
         if const { $S::NARROW_BYTES } {
-            with_family!(@ $family, $GROUP, $BITS => $work,
-                [32, 4], [32, 5], [32, 8], [16, 4], [16, 6])
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
+                [32, 4, true], [32, 5, true], [32, 8, true], [16, 4, true], [16, 6, true])
+        } else if const { $S::SIGNED_WEIGHTS } {
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
+                [32, 8, true], [32, 8, false], [16, 8, true], [16, 8, false])
         } else {
-            with_family!(@ $family, $GROUP, $BITS => $work, [32, 8], [16, 8])
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work, [32, 8, true], [16, 8, true])
         }
     };
-    (@ $family:expr, $GROUP:ident, $BITS:ident => $work:expr,
-        $([$group:literal, $bits:literal]),*) => {
-        match ($family.group, $family.bits) {
-            $(($group, $bits) => {
+    (@ $family:expr, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr,
+        $([$group:literal, $bits:literal, $minima:literal]),*) => {
+        match ($family.group, $family.bits, $family.minima) {
+            $(($group, $bits, $minima) => {
                 const $GROUP: usize = $group;
                 const $BITS: u32 = $bits;
+                const $MINIMA: bool = $minima;
                 $work
             })*
             other => unreachable!("no kernel was planned for {other:?}"),
@@ -418,32 +422,65 @@ impl RowRange<'_> {
         }
     }
 
-    fn mat_mat<S: Simd>(&self, s: S, family: Family, scratch: &mut Scratch) {
+    fn mat_mat<S: Tiles>(&self, s: S, family: Family, scratch: &mut Scratch) {
         if const { S::STRIPS > 1 } {
-            self.panel::<S, 2>(s, family, scratch);
+            self.panels::<S, 2>(s, family, scratch);
         } else {
-            self.panel::<S, 1>(s, family, scratch);
+            self.panels::<S, 1>(s, family, scratch);
         }
     }
 
-    fn panel<S: Simd, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
-        let (weights, first, depth) = (&self.product.weights, self.rows.start, self.layout.depth);
-        let parts = scratch.parts(mat_mat::strip_bytes(depth, family.group, V));
-        let panel = mat_mat::Panel::unpack::<V>(family, weights, first, (depth, parts));
-        with_family!(family, S, GROUP, BITS => for (width, tile, start) in self.tiles() {
-            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
-                // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
-                let sums = unsafe {
-                    panel.tile::<S, GROUP, BITS, V, N>(s, self.layout, tile)
-                };
-                for (v, sums) in sums.into_iter().enumerate() {
-                    self.write_tile(s, [start, first + v * LANES], sums);
-                }
-            }));
-        });
+    fn panels<S: Tiles, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
+        let (weights, layout) = (&self.product.weights, self.layout);
+        let strips = (self.rows.start, V);
+        let at_once = (mat_mat::MAX_COLUMNS / layout.tile).min(layout.tiles());
+        let sums = at_once * layout.tile * V * LANES;
+        let [bytes, scales, minima, starts] = Panel::bytes(family, V);
+        let [bytes, scales, minima, starts, sums] =
+            scratch.parts([bytes, scales, minima, starts, sums * size_of::<f32>()]);
+        let (mut parts, sums) = ([bytes, scales, minima, starts], sums);
+        for first in (0..layout.tiles()).step_by(at_once) {
+            let tiles = first..layout.tiles().min(first + at_once);
+            sums.fill(0);
+            let sums = sums.as_mut_ptr().cast::<f32>();
+            let sums_of =
+                |index: usize| sums.wrapping_add((index - first) * layout.tile * V * LANES);
+            for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
+                let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
+                let panel = Panel::unpack(family, weights, strips, range, &mut parts);
+                with_family!(family, S, GROUP, BITS, MINIMA => for index in tiles.clone() {
+                    let (width, tile, _) = self.tile(index);
+                    with_tile_width!(width, S, N => s.run(#[inline(always)] || {
+                        // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
+                        unsafe {
+                            panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(
+                                s, (layout, tile), sums_of(index),
+                            )
+                        };
+                    }));
+                });
+            }
+            s.run(
+                #[inline(always)]
+                || {
+                    for index in tiles {
+                        let (width, _, column) = self.tile(index);
+                        for at in 0..width.min(self.product.m - column) {
+                            for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
+                                // SAFETY: sums of a column of the tile; the rows are this task's alone.
+                                unsafe {
+                                    let sum = s.load(sums_of(index).add((at * V + v) * LANES));
+                                    self.product.write(s, [column + at, row], sum);
+                                }
+                            }
+                        }
+                    }
+                },
+            );
+        }
     }
 
-    fn float_mat_mat<S: Simd>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
+    fn float_mat_mat<S: Tiles>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
         let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
         let first = self.rows.start;
         // SAFETY: the reader is that of the weights' type; the strip is long enough.
@@ -459,11 +496,12 @@ impl RowRange<'_> {
 
     /// Width, data and first column of each tile.
     fn tiles(&self) -> impl Iterator<Item = (usize, *const u8, usize)> {
-        let (layout, packed) = (self.layout, self.packed);
-        (0..layout.tiles()).map(move |index| {
-            let (columns, at) = layout.tile_at(index);
-            (columns.len(), packed.wrapping_add(at), columns.start)
-        })
+        (0..self.layout.tiles()).map(|index| self.tile(index))
+    }
+
+    fn tile(&self, index: usize) -> (usize, *const u8, usize) {
+        let (columns, at) = self.layout.tile_at(index);
+        (columns.len(), self.packed.wrapping_add(at), columns.start)
     }
 
     #[inline(always)]
