@@ -272,6 +272,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn maximum(self, v: Self::F) -> f32 {
+        compute!({
+            let half = _mm256_max_ps(v[0], v[1]);
+            let quad = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_max_ps(quad, _mm_movehl_ps(quad, quad));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+        })
+    }
+
+    #[inline(always)]
     fn sums(self, v: [Self::F; LANES]) -> Self::F {
         [sum_eight(v, 0), sum_eight(v, 8)]
     }

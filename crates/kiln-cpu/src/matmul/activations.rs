@@ -8,7 +8,7 @@
 
 use super::format::CHUNK;
 use super::mat_mat::COLUMN_STEP;
-use crate::isa::Planes;
+use crate::isa::{LANES, Planes, Tiles};
 use std::ops::Range;
 
 /// Values that share a scale.
@@ -198,7 +198,13 @@ fn square_limit(x: &[f32]) -> f32 {
 ///
 /// `column` counts from the start of the tile of `width` columns, whose bytes are `tile`.
 #[inline(always)]
-pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, column: usize) {
+pub(crate) fn pack_column<S: Tiles>(
+    s: S,
+    layout: Layout,
+    x: &[f32],
+    tile: &mut TileBytes<'_>,
+    column: usize,
+) {
     let width = tile.width;
     let parts = layout.parts(width);
     let planes = layout.planes;
@@ -232,31 +238,73 @@ pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, c
         Packing::Tiles => {
             let limit = square_limit(x);
             for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(planes, x, limit);
-                let first = (column, width);
-                let second = match planes {
-                    Planes::Words => Some(first),
-                    Planes::Bytes => tile.list(parts, block, column, q.both_planes),
+                // Squares have a finite sum where all values are finite, and none is huge.
+                let q = if limit.is_finite() {
+                    quantize_finite(s, planes, x, limit)
+                } else {
+                    quantize(planes, x, limit).summed(planes)
                 };
-                for (plane, place) in [Some(first), second].into_iter().enumerate() {
-                    let Some((at, width)) = place else { continue };
-                    let start = parts.planes[plane] + block * SCALE_GROUP * tile.width;
-                    for (i, four) in q.planes[plane].as_chunks::<4>().0.iter().enumerate() {
-                        tile.set(start, i * width + at, four.map(|byte| byte ^ layout.bias));
-                    }
-                }
-                let scale = if planes == Planes::Bytes { 128.0 * q.scale } else { q.scale };
-                tile.set(parts.scales, block * width + column, scale);
-                for group in [16, 32] {
-                    for (i, values) in q.values.chunks_exact(group).enumerate() {
-                        let at = (block * (SCALE_GROUP / group) + i) * width + column;
-                        let sum = values.iter().sum::<i32>();
-                        tile.set(parts.sums(group), at, q.scale * sum as f32);
-                    }
-                }
+                // SAFETY: the tile has the parts of the layout.
+                unsafe { tile.put(layout, parts, [block, column], &q) };
             }
         }
     }
+}
+
+/// 32 quantised values for a tile, and the sums of both halves.
+struct Summed {
+    /// High and low bytes, or the words of both halves.
+    parts: [[u8; SCALE_GROUP]; 2],
+    sums: [i32; 2],
+    scale: f32,
+    both_planes: bool,
+}
+
+impl Quantized {
+    #[inline(never)]
+    fn summed(self, planes: Planes) -> Summed {
+        let Self { planes: mut parts, values, scale, both_planes } = self;
+        if planes == Planes::Words {
+            for (part, values) in parts.iter_mut().zip(values.chunks_exact(SCALE_GROUP / 2)) {
+                for (word, value) in part.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                    *word = (*value as i16).to_le_bytes();
+                }
+            }
+        }
+        let sums = [0, 16].map(|at| values[at..at + 16].iter().sum());
+        Summed { parts, sums, scale, both_planes }
+    }
+}
+
+/// [`quantize`] of values that are finite, for tiles.
+#[inline(always)]
+fn quantize_finite<S: Tiles>(s: S, planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Summed {
+    // SAFETY: 32 values.
+    let x = unsafe { [s.load(x.as_ptr()), s.load(x.as_ptr().add(LANES))] };
+    let zero = s.splat(0.0);
+    let above = s.max(x[0], x[1]);
+    let below = s.max(s.sub(zero, x[0]), s.sub(zero, x[1]));
+    let largest = s.maximum(s.max(above, below));
+    // A subnormal maximum would give an infinite inverse; such values are zero here.
+    let inverse = s.splat(if largest > 1e-30 { LARGEST / largest } else { 0.0 });
+    let both_planes = largest * largest > limit;
+    let values = [s.to_int(s.mul(x[0], inverse)), s.to_int(s.mul(x[1], inverse))];
+    let half = s.splat_int(-64);
+    let high = [s.sar7_int(s.sub_int(values[0], half)), s.sar7_int(s.sub_int(values[1], half))];
+    let rounded = [s.shl_int::<7>(high[0]), s.shl_int::<7>(high[1])];
+    let mut parts = [s.narrow(high), [0; SCALE_GROUP]];
+    let mut sums = s.sums_16(&parts[0]);
+    sums = [128 * sums[0], 128 * sums[1]];
+    if both_planes {
+        let low = [s.sub_int(values[0], rounded[0]), s.sub_int(values[1], rounded[1])];
+        parts[1] = s.narrow(low);
+        let low = s.sums_16(&parts[1]);
+        sums = [sums[0] + low[0], sums[1] + low[1]];
+    }
+    if planes == Planes::Words {
+        parts = s.narrow_words(if both_planes { values } else { rounded });
+    }
+    Summed { parts, sums, scale: largest / LARGEST, both_planes }
 }
 
 /// The bytes of a tile that is being packed.
@@ -266,27 +314,57 @@ pub(crate) struct TileBytes<'a> {
 }
 
 impl TileBytes<'_> {
-    /// Lists a column of a block, packed in order, as one that needs the second plane, if it does:
-    /// returns its place among so many columns.
+    /// Writes 32 values of a column; the columns of a block come in order.
+    ///
+    /// # Safety
+    /// The tile has the parts, the block and the column.
     #[inline(always)]
-    fn list(
+    unsafe fn put(
         &mut self,
+        layout: Layout,
         parts: Parts,
-        block: usize,
-        column: usize,
-        listed: bool,
-    ) -> Option<(usize, usize)> {
-        let count = &mut self.bytes[parts.counts + block];
-        if column == 0 {
-            *count = 0;
+        [block, column]: [usize; 2],
+        q: &Summed,
+    ) {
+        let (width, start) = (self.width, self.bytes.as_mut_ptr());
+        debug_assert!(self.bytes.len() >= parts.bytes && column < width);
+        let scale = if layout.planes == Planes::Bytes { 128.0 * q.scale } else { q.scale };
+        let [low, high] = q.sums;
+        // SAFETY: by the contract.
+        unsafe {
+            let float = |part: usize, index: usize| {
+                start.add(part).cast::<f32>().add(index * width + column)
+            };
+            float(parts.scales, block).write_unaligned(scale);
+            float(parts.sums_16, 2 * block).write_unaligned(q.scale * low as f32);
+            float(parts.sums_16, 2 * block + 1).write_unaligned(q.scale * high as f32);
+            float(parts.sums_32, block).write_unaligned(q.scale * (low + high) as f32);
+            let bias = u32::from_ne_bytes([layout.bias; 4]);
+            let block_bytes = block * SCALE_GROUP * width;
+            let first = |part| start.add(part).cast::<u32>().add(column);
+            match layout.planes {
+                Planes::Bytes => {
+                    put_fours(first(parts.planes[0] + block_bytes), width, &q.parts[0], bias);
+                    // Where it has second bytes, the column takes the next place in the list.
+                    let count = start.add(parts.counts + block);
+                    let place = if column == 0 { 0 } else { *count };
+                    *count = place + u8::from(q.both_planes);
+                    if q.both_planes {
+                        let place = usize::from(place);
+                        *start.add(parts.lists + block * width + place) = column as u8;
+                        let four = place / COLUMN_STEP * COLUMN_STEP * SCALE_GROUP;
+                        let to = start.add(parts.planes[1] + block_bytes + four);
+                        let to = to.cast::<u32>().add(place % COLUMN_STEP);
+                        put_fours(to, COLUMN_STEP, &q.parts[1], bias);
+                    }
+                }
+                Planes::Words => {
+                    let half = |half: usize| (2 * block + half) * SCALE_GROUP * width;
+                    put_fours(first(half(0)), width, &q.parts[0], bias);
+                    put_fours(first(half(1)), width, &q.parts[1], bias);
+                }
+            }
         }
-        let place = usize::from(*count);
-        *count += u8::from(listed);
-        listed.then(|| {
-            self.bytes[parts.lists + block * self.width + place] = column as u8;
-            let fours = place / COLUMN_STEP * COLUMN_STEP * (SCALE_GROUP / 4);
-            (fours + place % COLUMN_STEP, COLUMN_STEP)
-        })
     }
 
     #[inline(always)]
@@ -303,6 +381,18 @@ impl TileBytes<'_> {
     #[inline(always)]
     fn floats(&mut self, start: usize, len: usize) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.bytes[4 * start..4 * (start + len)])
+    }
+}
+
+/// Writes fours of bytes, each `step` fours after the one before.
+///
+/// # Safety
+/// Those are writable.
+#[inline(always)]
+unsafe fn put_fours(to: *mut u32, step: usize, bytes: &[u8; SCALE_GROUP], bias: u32) {
+    for (i, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
+        // SAFETY: by the contract.
+        unsafe { to.add(i * step).write_unaligned(u32::from_ne_bytes(*four) ^ bias) };
     }
 }
 

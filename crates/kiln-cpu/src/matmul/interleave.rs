@@ -4,15 +4,20 @@
 //! of 16 blocks are taken apart at once.
 
 use super::format::*;
-use crate::isa::{LANES, Tiles};
+use crate::isa::{LANES, Planes, Tiles};
 
 /// The same block of 16 rows.
-pub(crate) type Blocks = [*const u8; LANES];
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks<'a> {
+    pub(crate) rows: &'a [*const u8; LANES],
+    /// Where the block begins in each.
+    pub(crate) offset: usize,
+}
 
 /// Parts of a panel, from the place of a strip's group on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Groups {
-    /// `[groups][fours][strips][16 rows][4]`
+    /// `[groups][fours][strips][16 rows][4]`, fours being four values or two words.
     pub(crate) bytes: *mut u8,
     /// `[groups][strips][16 rows]`
     pub(crate) scales: *mut f32,
@@ -25,11 +30,11 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Those from group `group` of `values` values on.
-    pub(crate) fn skip(self, group: usize, values: usize) -> Self {
+    /// Those from group `group` on, of so many bytes a row.
+    pub(crate) fn skip(self, group: usize, bytes: usize) -> Self {
         let lanes = group * self.strips * LANES;
         Self {
-            bytes: self.bytes.wrapping_add(lanes * values),
+            bytes: self.bytes.wrapping_add(lanes * bytes),
             scales: self.scales.wrapping_add(lanes),
             minima: self.minima.wrapping_add(lanes),
             starts: self.starts.wrapping_add(lanes),
@@ -53,14 +58,22 @@ impl Groups {
         let at = group * self.strips * LANES;
         // SAFETY: by the contract.
         unsafe {
-            let bytes = self.bytes.add(at * F::GROUP);
+            let mut bytes = self.bytes.add(at * F::GROUP * value_bytes::<S, F>());
             let mut sum = s.splat_int(0);
-            for (four, q) in q.iter().enumerate() {
+            for q in q {
+                if in_words::<S, F>() {
+                    for words in s.words(*q, F::BIAS as u8) {
+                        s.store_bytes(bytes, words);
+                        bytes = bytes.add(self.strips * 4 * LANES);
+                    }
+                    continue;
+                }
                 let signed = S::SIGNED_WEIGHTS && F::BIAS != 0.0;
                 let w = if signed { s.sub_bytes(*q, F::BIAS as u8) } else { *q };
-                s.store_bytes(bytes.add(four * self.strips * 4 * LANES), w);
+                s.store_bytes(bytes, w);
+                bytes = bytes.add(self.strips * 4 * LANES);
                 if S::COLUMN_BIAS != 0 {
-                    sum = s.dot_step::<0>(sum, w, s.splat_bytes4([S::COLUMN_BIAS; 4].as_ptr()));
+                    sum = s.dot_step(sum, w, s.splat_bytes4([S::COLUMN_BIAS; 4].as_ptr()));
                 }
             }
             s.store(self.scales.add(at), scale);
@@ -87,36 +100,49 @@ impl Groups {
     }
 }
 
+/// Whether tiles take the weights of a format as words.
+#[inline(always)]
+pub(crate) fn in_words<S: Tiles, F: Format>() -> bool {
+    S::tile_planes(F::BITS) == Planes::Words
+}
+
+/// Bytes of a value in a panel.
+#[inline(always)]
+fn value_bytes<S: Tiles, F: Format>() -> usize {
+    if in_words::<S, F>() { 2 } else { 1 }
+}
+
 /// Whether tiles with weights of a format add minima.
 #[inline(always)]
-pub(crate) const fn has_minima<S: Tiles, F: Format>() -> bool {
-    F::BIAS == 0.0 || !S::SIGNED_WEIGHTS
+pub(crate) fn has_minima<S: Tiles, F: Format>() -> bool {
+    F::BIAS == 0.0 || !(S::SIGNED_WEIGHTS || in_words::<S, F>())
 }
 
 /// A format whose rows can be interleaved.
-pub(crate) trait Interleave: Format {
+pub(crate) trait Interleave: Format + Sized {
+    /// Bytes of a row in a group of a panel.
+    #[inline(always)]
+    fn group_bytes<S: Tiles>() -> usize {
+        Self::GROUP * value_bytes::<S, Self>()
+    }
+
     /// Unpacks one block of 16 rows to the groups from `out` on.
     ///
     /// # Safety
     /// The blocks are readable and the groups writable.
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups);
-}
-
-#[inline(always)]
-fn offset(blocks: &Blocks, bytes: usize) -> Blocks {
-    blocks.map(|block| block.wrapping_add(bytes))
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups);
 }
 
 /// The 16 bytes at an offset, by fours.
 #[inline(always)]
-unsafe fn load16<S: Tiles>(s: S, blocks: &Blocks, bytes: usize) -> [S::B; 4] {
+unsafe fn load16<S: Tiles>(s: S, blocks: Blocks<'_>, bytes: usize) -> [S::B; 4] {
     // SAFETY: inside the block, by the caller.
-    unsafe { s.load_rows(&offset(blocks, bytes)) }
+    unsafe { s.load_rows(blocks.rows, blocks.offset + bytes) }
 }
 
 /// The 32 bytes at an offset, by fours.
 #[inline(always)]
-unsafe fn load32<S: Tiles>(s: S, blocks: &Blocks, bytes: usize) -> [S::B; 8] {
+unsafe fn load32<S: Tiles>(s: S, blocks: Blocks<'_>, bytes: usize) -> [S::B; 8] {
     // SAFETY: inside the block, by the caller.
     let [[a, b, c, d], [e, f, g, h]] =
         unsafe { [load16(s, blocks, bytes), load16(s, blocks, bytes + 16)] };
@@ -125,9 +151,9 @@ unsafe fn load32<S: Tiles>(s: S, blocks: &Blocks, bytes: usize) -> [S::B; 8] {
 
 /// The f16 at an offset.
 #[inline(always)]
-unsafe fn load_half<S: Tiles>(s: S, blocks: &Blocks, bytes: usize) -> S::F {
+unsafe fn load_half<S: Tiles>(s: S, blocks: Blocks<'_>, bytes: usize) -> S::F {
     // SAFETY: inside the block, by the caller.
-    s.halves(blocks.map(|block| unsafe { read_u16(block.add(bytes)) }))
+    s.halves(blocks.rows.map(|row| unsafe { read_u16(row.add(blocks.offset + bytes)) }))
 }
 
 /// Bits of every byte from `shift` on.
@@ -169,7 +195,7 @@ macro_rules! nibble_format {
     ($Name:ident, high: $high:literal, minimum: $minimum:literal) => {
         impl Interleave for $Name {
             #[inline(always)]
-            unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+            unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
                 const HEAD: usize = if $minimum { 4 } else { 2 };
                 const NIBBLES: usize = HEAD + if $high { 4 } else { 0 };
                 // SAFETY: by the contract.
@@ -198,7 +224,7 @@ nibble_format!(Q5_1, high: true, minimum: true);
 
 impl Interleave for Q8_0 {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let q = each(load32(s, blocks, 2), |v| s.xor_bytes(v, 0x80));
@@ -209,7 +235,7 @@ impl Interleave for Q8_0 {
 
 impl Interleave for Iq4Nl {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let q = each(nibbles(s, load16(s, blocks, 2)), |v| s.lookup(v, &IQ4_VALUES));
@@ -220,7 +246,7 @@ impl Interleave for Iq4Nl {
 
 impl Interleave for Iq4Xs {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let head = load16(s, blocks, 0);
@@ -242,7 +268,7 @@ macro_rules! k_format {
     ($Name:ident, high: $high:literal) => {
         impl Interleave for $Name {
             #[inline(always)]
-            unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+            unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
                 const NIBBLES: usize = if $high { 48 } else { 16 };
                 // SAFETY: by the contract.
                 unsafe {
@@ -291,7 +317,7 @@ k_format!(Q5K, high: true);
 
 impl Interleave for Q6K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 208);
@@ -321,7 +347,7 @@ impl Interleave for Q6K {
 
 impl Interleave for Q2K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 80);
@@ -344,7 +370,7 @@ impl Interleave for Q2K {
 
 impl Interleave for Q3K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: &Blocks, out: Groups) {
+    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 108);

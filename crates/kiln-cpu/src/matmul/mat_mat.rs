@@ -8,7 +8,7 @@ use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
-use super::interleave::{Groups, Interleave, has_minima};
+use super::interleave::{Blocks, Groups, Interleave, has_minima};
 use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use kiln_core::DType;
 use std::ops::Range;
@@ -61,6 +61,13 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Fours of bytes of a group.
+    fn fours(self) -> usize {
+        self.group / if self.planes == Planes::Words { 2 } else { 4 }
+    }
+}
+
 unsafe fn unpack<S: Tiles, F: Interleave>(
     weights: &Weights,
     first: usize,
@@ -76,24 +83,21 @@ unsafe fn unpack<S: Tiles, F: Interleave>(
         || {
             for strip in 0..out.strips {
                 let mut out = out.strip(strip);
-                let row = |r: usize| weights.row((first + strip * STRIP + r).min(weights.n - 1));
-                let mut blocks = [weights.row(0); STRIP];
-                for (r, from) in blocks.iter_mut().enumerate() {
-                    *from = row(r).wrapping_add(range.start / block * block_bytes);
+                let mut rows = [weights.row(0); STRIP];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = weights.row((first + strip * STRIP + r).min(weights.n - 1));
                 }
                 for start in range.clone().step_by(block) {
                     // SAFETY: blocks inside the rows, groups inside the panel, by the contract.
                     unsafe {
                         if start < weights.k {
-                            F::interleave(s, &blocks, out);
+                            let offset = start / block * block_bytes;
+                            F::interleave(s, Blocks { rows: &rows, offset }, out);
                         } else {
                             (0..block / F::GROUP).for_each(|group| out.put_zeros::<S, F>(s, group));
                         }
                     }
-                    for from in &mut blocks {
-                        *from = from.wrapping_add(block_bytes);
-                    }
-                    out = out.skip(block / F::GROUP, F::GROUP);
+                    out = out.skip(block / F::GROUP, F::group_bytes::<S>());
                 }
             }
         },
@@ -106,13 +110,17 @@ pub(crate) struct Panel {
     groups: Groups,
     /// Which values of the depth it has.
     range: Range<usize>,
+    /// Fours of a group, not a constant: the loop over them, not unrolled, keeps the integer sums of
+    /// a tile in registers until it ends.
+    fours: usize,
 }
 
 impl Panel {
     /// Scratch bytes of a panel of so many strips.
     pub(crate) fn bytes(family: Family, strips: usize) -> [usize; 4] {
         let lanes = strips * PANEL_DEPTH / family.group * STRIP * size_of::<f32>();
-        [strips * PANEL_DEPTH * STRIP, lanes, lanes, lanes]
+        let value_bytes = if family.planes == Planes::Words { 2 } else { 1 };
+        [strips * PANEL_DEPTH * STRIP * value_bytes, lanes, lanes, lanes]
     }
 
     /// Unpacks values `range` of strips from row `first` on into scratch memory of [`Panel::bytes`].
@@ -129,7 +137,7 @@ impl Panel {
         debug_assert!(range.len() <= PANEL_DEPTH);
         // SAFETY: the family is that of the weights; the range is at most a panel's depth.
         unsafe { (family.unpack)(weights, first, range.clone(), groups) };
-        Self { family, groups, range }
+        Self { family, groups, range, fours: family.fours() }
     }
 
     /// Adds the products with a tile of `N` columns to `sums`, `[N][V][16 rows]`.
@@ -156,21 +164,23 @@ impl Panel {
         debug_assert_eq!((self.family.group, self.family.minima), (GROUP, MINIMA));
         let parts = layout.parts(N);
         let start = self.range.start;
-        let [first, second] = parts.planes.map(|plane| tile.wrapping_add(plane + start * N));
+        // Bytes of a column's value: words are one part.
+        let value = if words { 2 } else { 1 };
+        let first = tile.wrapping_add(parts.planes[0] + start * N * value);
+        let second = tile.wrapping_add(parts.planes[1] + start * N);
         let factors = tile.wrapping_add(parts.scales).cast::<f32>();
         let factors = factors.wrapping_add(start / SCALE_GROUP * N);
         let column_sums = tile.wrapping_add(parts.sums(GROUP)).cast::<f32>();
         let column_sums = column_sums.wrapping_add(start / GROUP * N);
         for index in 0..self.range.len() / GROUP {
-            let (group, columns) = (self.groups.skip(index, GROUP), index * GROUP * N);
+            let group = self.groups.skip(index, GROUP * value);
+            let columns = first.wrapping_add(index * GROUP * value * N);
             // SAFETY: all offsets are inside the panel and the tile, by their layouts.
             unsafe {
                 let mut dots = group.start::<S, V, N>(s);
-                let (bytes, fours) = (group.bytes.cast_const(), GROUP / 4);
-                dots = s.dot_tile::<BITS, 0, V, N>(dots, bytes, first.add(columns), fours);
-                if words {
-                    dots = s.dot_tile::<BITS, 1, V, N>(dots, bytes, second.add(columns), fours);
-                }
+                let bytes = group.bytes.cast_const();
+                let fours = self.fours::<S, GROUP, BITS>();
+                dots = s.dot_tile::<BITS, V, N>(dots, bytes, columns, fours);
                 let factors = factors.add(index * GROUP / SCALE_GROUP * N);
                 for (v, dots) in dots.iter().enumerate() {
                     let scale = s.load(group.scales.add(v * LANES));
@@ -211,11 +221,27 @@ impl Panel {
                     let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
                     // SAFETY: as above.
                     unsafe {
-                        group.add_second::<S, BITS, GROUP, V>(s, list, (columns, factors), sums);
+                        group.add_second::<S, BITS, V>(
+                            s,
+                            self.fours,
+                            list,
+                            (columns, factors),
+                            sums,
+                        );
                     }
                 }
             }
         }
+    }
+}
+
+impl Panel {
+    /// Fours of bytes of a group: unknown to the compiler but for sums in 16 bits, which take a
+    /// constant number at once.
+    #[inline(always)]
+    fn fours<S: Tiles, const GROUP: usize, const BITS: u32>(&self) -> usize {
+        let words = S::tile_planes(BITS) == Planes::Words;
+        if S::NARROW_BYTES && !words { GROUP / 4 } else { self.fours }
     }
 }
 
@@ -254,9 +280,10 @@ impl Groups {
     /// # Safety
     /// As [`Panel::multiply`]; the list has at most [`COLUMN_STEP`] columns of the tile.
     #[inline(always)]
-    unsafe fn add_second<S: Tiles, const BITS: u32, const GROUP: usize, const V: usize>(
+    unsafe fn add_second<S: Tiles, const BITS: u32, const V: usize>(
         self,
         s: S,
+        fours: usize,
         list: &[u8],
         (columns, factors): (*const u8, *const f32),
         sums: *mut f32,
@@ -265,7 +292,7 @@ impl Groups {
         unsafe {
             let dots = self.start::<S, V, COLUMN_STEP>(s);
             let bytes = self.bytes.cast_const();
-            let dots = s.dot_tile::<BITS, 1, V, COLUMN_STEP>(dots, bytes, columns, GROUP / 4);
+            let dots = s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, columns, fours);
             for (v, dots) in dots.iter().enumerate() {
                 // The factors are those of first bytes.
                 let scale = s.load(self.scales.add(v * LANES));

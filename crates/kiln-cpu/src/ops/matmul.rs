@@ -153,7 +153,7 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
             for (column, row) in columns.enumerate() {
                 // SAFETY: the planner's hazards keep writers of the input out of this step.
                 unsafe { input.load(row, x) };
-                pack_column(layout, x, &mut tile, column);
+                pack_column(s, layout, x, &mut tile, column);
             }
         }));
     }));
@@ -320,7 +320,7 @@ macro_rules! with_family {
     ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr) => {
         if const { $S::NARROW_BYTES } {
             with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
-                [32, 4, true], [32, 5, true], [32, 8, true], [16, 4, true], [16, 6, true])
+                [32, 4, true], [32, 5, true], [32, 8, false], [16, 4, true], [16, 6, true])
         } else if const { $S::SIGNED_WEIGHTS } {
             with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
                 [32, 8, true], [32, 8, false], [16, 8, true], [16, 8, false])

@@ -178,7 +178,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
                     } else {
                         x.fill(0.0);
                     }
-                    pack_column(layout, x, &mut tile, column);
+                    pack_column(s, layout, x, &mut tile, column);
                 }
             }
         }));
