@@ -6,6 +6,7 @@
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
+use super::column_tiles::Tile;
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
@@ -144,8 +145,7 @@ impl Panel {
     ///
     /// # Safety
     /// The panel's type has `GROUP`, `BITS` and minima as `MINIMA` says, there are `V` strips,
-    /// `tile` is a tile of `N` columns of that layout, which has the values of the panel, and the sums
-    /// are writable.
+    /// `tile` is one of `N` columns that has the values of the panel, and the sums are writable.
     #[inline(always)]
     pub(crate) unsafe fn multiply<
         S: Tiles,
@@ -157,21 +157,16 @@ impl Panel {
     >(
         &self,
         s: S,
-        (layout, tile): (Layout, *const u8),
+        tile: Tile,
         sums: *mut f32,
     ) {
         let words = S::tile_planes(BITS) == Planes::Words;
         debug_assert_eq!((self.family.group, self.family.minima), (GROUP, MINIMA));
-        let parts = layout.parts(N);
-        let start = self.range.start;
-        // Bytes of a column's value: words are one part.
+        debug_assert_eq!(tile.width, N);
+        // Bytes of a column's value.
         let value = if words { 2 } else { 1 };
-        let first = tile.wrapping_add(parts.planes[0] + start * N * value);
-        let second = tile.wrapping_add(parts.planes[1] + start * N);
-        let factors = tile.wrapping_add(parts.scales).cast::<f32>();
-        let factors = factors.wrapping_add(start / SCALE_GROUP * N);
-        let column_sums = tile.wrapping_add(parts.sums(GROUP)).cast::<f32>();
-        let column_sums = column_sums.wrapping_add(start / GROUP * N);
+        let [first, second] = [tile.first, tile.second].map(|part| part as *const u8);
+        let [factors, column_sums] = [tile.scales, tile.sums].map(|part| part as *const f32);
         for index in 0..self.range.len() / GROUP {
             let group = self.groups.skip(index, GROUP * value);
             let columns = first.wrapping_add(index * GROUP * value * N);
@@ -205,8 +200,7 @@ impl Panel {
             return;
         }
         // The second bytes of the columns that have them.
-        let counts = tile.wrapping_add(parts.counts + start / SCALE_GROUP);
-        let lists = tile.wrapping_add(parts.lists + start / SCALE_GROUP * N);
+        let [counts, lists] = [tile.counts, tile.lists].map(|part| part as *const u8);
         for block in 0..self.range.len() / SCALE_GROUP {
             // SAFETY: the lists are parts of the tile.
             let list = unsafe {

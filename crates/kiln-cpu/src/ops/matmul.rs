@@ -3,7 +3,7 @@
 use crate::exec::{Held, Lowering, Tasks, Workspace};
 use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
+use crate::matmul::activations::{Layout, Packing, depth, pack_tile};
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
 use crate::matmul::mat_mat::{Family, Panel};
@@ -59,9 +59,12 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
     let family = Family::new(isa, weights.dtype);
-    let planes = match (route, family) {
-        (Route::MatMat, Some(family)) => family.planes,
-        _ => planes,
+    let (planes, group) = match (route, family) {
+        (Route::MatMat, Some(family)) => {
+            // Groups without minima have no use for sums.
+            (family.planes, if family.minima { family.group } else { 32 })
+        }
+        _ => (planes, 32),
     };
     let (packing, columns, tile) = match route {
         Route::MatVec => (Packing::Columns, few, few),
@@ -69,7 +72,7 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
     };
-    Layout { packing, planes, bias, depth: depth(weights.k), columns, tile }
+    Layout { packing, planes, bias, group, depth: depth(weights.k), columns, tile }
 }
 
 /// The rows of an input in either layout.
@@ -142,19 +145,12 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     let isa = lowering.isa;
     let packed = workspace.clone();
     lowering.tasks(Tasks::new(layout.tiles(), move |index, scratch| {
-        let (columns, start) = layout.tile_at(index);
-        let width = columns.len();
-        let bytes = layout.parts(width).bytes;
-        // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
-        let mut tile = TileBytes { bytes, width };
         let [x] = scratch.floats([layout.depth]);
-        with_simd!(isa, s => s.run(#[inline(always)] || {
-            for (column, row) in columns.enumerate() {
-                // SAFETY: the planner's hazards keep writers of the input out of this step.
-                unsafe { input.load(row, x) };
-                pack_column(s, layout, x, &mut tile, column);
-            }
+        let packed = (packed.start(), index);
+        // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone; the planner's
+        // hazards keep writers of the input out of this step.
+        with_simd!(isa, s => s.run(#[inline(always)] || unsafe {
+            pack_tile(s, layout, packed, x, #[inline(always)] |row, x| input.load(row, x));
         }));
     }));
     lowering.barrier();
@@ -449,13 +445,11 @@ impl RowRange<'_> {
                 let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
                 let panel = Panel::unpack(family, weights, strips, range, &mut parts);
                 with_family!(family, S, GROUP, BITS, MINIMA => for index in tiles.clone() {
-                    let (width, tile, _) = self.tile(index);
-                    with_tile_width!(width, S, N => s.run(#[inline(always)] || {
+                    let tile = layout.tile(self.packed, start, index);
+                    with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
                         // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
                         unsafe {
-                            panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(
-                                s, (layout, tile), sums_of(index),
-                            )
+                            panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums_of(index))
                         };
                     }));
                 });
@@ -464,8 +458,8 @@ impl RowRange<'_> {
                 #[inline(always)]
                 || {
                     for index in tiles {
-                        let (width, _, column) = self.tile(index);
-                        for at in 0..width.min(self.product.m - column) {
+                        let column = index * layout.tile;
+                        for at in 0..layout.tile.min(self.product.m - column) {
                             for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
                                 // SAFETY: sums of a column of the tile; the rows are this task's alone.
                                 unsafe {
@@ -496,12 +490,11 @@ impl RowRange<'_> {
 
     /// Width, data and first column of each tile.
     fn tiles(&self) -> impl Iterator<Item = (usize, *const u8, usize)> {
-        (0..self.layout.tiles()).map(|index| self.tile(index))
-    }
-
-    fn tile(&self, index: usize) -> (usize, *const u8, usize) {
-        let (columns, at) = self.layout.tile_at(index);
-        (columns.len(), self.packed.wrapping_add(at), columns.start)
+        let (layout, packed) = (self.layout, self.packed);
+        (0..layout.tiles()).map(move |index| {
+            let (columns, at) = layout.tile_at(index);
+            (columns.len(), packed.wrapping_add(at), columns.start)
+        })
     }
 
     #[inline(always)]
