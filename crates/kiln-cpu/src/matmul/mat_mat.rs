@@ -215,13 +215,8 @@ impl Panel {
                     let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
                     // SAFETY: as above.
                     unsafe {
-                        group.add_second::<S, BITS, V>(
-                            s,
-                            self.fours,
-                            list,
-                            (columns, factors),
-                            sums,
-                        );
+                        let fours = self.fours::<S, GROUP, BITS>();
+                        group.add_second::<S, BITS, V>(s, fours, list, (columns, factors), sums);
                     }
                 }
             }
@@ -230,12 +225,11 @@ impl Panel {
 }
 
 impl Panel {
-    /// Fours of bytes of a group: unknown to the compiler but for sums in 16 bits, which take a
-    /// constant number at once.
+    /// Fours of bytes of a group: unknown to the compiler but where sums of 16 bits take fewer.
     #[inline(always)]
     fn fours<S: Tiles, const GROUP: usize, const BITS: u32>(&self) -> usize {
         let words = S::tile_planes(BITS) == Planes::Words;
-        if S::NARROW_BYTES && !words { GROUP / 4 } else { self.fours }
+        if S::NARROW_BYTES && !words && BITS > 4 { GROUP / 4 } else { self.fours }
     }
 }
 

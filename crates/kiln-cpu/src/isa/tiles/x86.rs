@@ -41,29 +41,50 @@ unsafe fn dot_narrow<const BITS: u32, const N: usize>(
     fours: usize,
 ) {
     // Sums of so many pairs of products below `2^BITS * 127` stay within 16 bits.
-    let run = fours.min(1 << (7 - BITS));
-    for start in (0..fours).step_by(run) {
-        let mut sums = [[compute!(_mm256_setzero_si256()); 2]; N];
-        for four in start..start + run {
-            // SAFETY: that four of the strip and of the columns is readable.
-            let (w, y) = unsafe {
-                let w: *const __m256i = strip.add(four * 4 * LANES).cast();
-                let w = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
-                (w, columns.add(4 * four * N).cast::<i32>())
-            };
-            for (column, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
-                let y = unsafe { _mm256_set1_epi32(y.add(column).read_unaligned()) };
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = compute!(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, y)));
-                }
+    let most = const { 1 << 7u32.saturating_sub(BITS) };
+    // SAFETY: by the contract.
+    unsafe {
+        if BITS <= 4 && fours <= most {
+            return dot_run::<N>(acc, strip, columns, fours);
+        }
+        for start in (0..fours).step_by(most) {
+            let strip = strip.add(start * 4 * LANES);
+            dot_run::<N>(acc, strip, columns.add(4 * start * N), most.min(fours - start));
+        }
+    }
+}
+
+/// [`dot_narrow`] of so many fours that sums stay within 16 bits.
+///
+/// # Safety
+/// As [`Tiles::dot_tile`].
+#[inline(always)]
+unsafe fn dot_run<const N: usize>(
+    acc: &mut [[__m256i; 2]; N],
+    strip: *const u8,
+    columns: *const u8,
+    fours: usize,
+) {
+    let mut sums = [[compute!(_mm256_setzero_si256()); 2]; N];
+    for four in 0..fours {
+        // SAFETY: that four of the strip and of the columns is readable.
+        let (w, y) = unsafe {
+            let w: *const __m256i = strip.add(four * 4 * LANES).cast();
+            let w = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
+            (w, columns.add(4 * four * N).cast::<i32>())
+        };
+        for (column, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as above.
+            let y = unsafe { _mm256_set1_epi32(y.add(column).read_unaligned()) };
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = compute!(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, y)));
             }
         }
-        for (acc, sums) in acc.iter_mut().zip(sums) {
-            for (acc, sum) in acc.iter_mut().zip(sums) {
-                let pairs = compute!(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
-                *acc = compute!(_mm256_add_epi32(*acc, pairs));
-            }
+    }
+    for (acc, sums) in acc.iter_mut().zip(sums) {
+        for (acc, sum) in acc.iter_mut().zip(sums) {
+            let pairs = compute!(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+            *acc = compute!(_mm256_add_epi32(*acc, pairs));
         }
     }
 }
