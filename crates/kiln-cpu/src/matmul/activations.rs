@@ -6,7 +6,7 @@
 //! byte is exact in i32 over a group, so that a result depends neither on the instruction set nor on
 //! the tile.
 
-use super::column_tiles;
+use super::column_tiles::{self, BAND};
 use super::format::CHUNK;
 use crate::isa::{Planes, Tiles};
 use std::ops::Range;
@@ -89,6 +89,11 @@ impl Layout {
         let [sums_16, sums_32] = sums;
         let bytes = end.next_multiple_of(64);
         Parts { planes: [0, values], scales, sums_16, sums_32, bytes }
+    }
+
+    /// Parts that are packed one by one: bands, or tiles.
+    pub(crate) fn pieces(&self) -> usize {
+        if self.packing == Packing::Tiles { self.bands() } else { self.tiles() }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -181,33 +186,36 @@ pub(super) fn square_limit(x: &[f32]) -> f32 {
     LIMIT * (sums.iter().sum::<f32>() / x.len() as f32)
 }
 
-/// Packs tile `index` of a buffer of [`Layout::bytes`]. `load` gives a column by its number: a row of
-/// the input, with zeros up to the depth.
+/// Packs part `index` of [`Layout::pieces`] of a buffer of [`Layout::bytes`]. `load` gives a column by
+/// its number: a row of the input, with zeros up to the depth.
 ///
 /// # Safety
-/// The buffer is as long as the layout says, and nobody else uses the tile.
+/// The buffer is as long as the layout says, and nobody else uses the part.
 #[inline(always)]
-pub(crate) unsafe fn pack_tile<S: Tiles>(
+pub(crate) unsafe fn pack<S: Tiles>(
     s: S,
     layout: Layout,
     (packed, index): (*mut u8, usize),
     x: &mut [f32],
     mut load: impl FnMut(usize, &mut [f32]),
 ) {
+    if layout.packing == Packing::Tiles {
+        let first = index * BAND;
+        for column in first..layout.columns.min(first + BAND) {
+            load(column, x);
+            // SAFETY: the band is a part of the buffer.
+            unsafe { column_tiles::pack(s, layout, x, packed, [index, column - first]) };
+        }
+        return;
+    }
     let (columns, start) = layout.tile_at(index);
     let width = columns.len();
+    let bytes = layout.parts(width).bytes;
+    // SAFETY: the tile is a part of the buffer.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(packed.add(start), bytes) };
     for (at, column) in columns.enumerate() {
         load(column, x);
-        // SAFETY: the tile is a part of the buffer.
-        unsafe {
-            if layout.packing == Packing::Tiles {
-                column_tiles::pack(s, layout, x, packed, [index, at]);
-            } else {
-                let bytes = layout.parts(width).bytes;
-                let bytes = std::slice::from_raw_parts_mut(packed.add(start), bytes);
-                pack_column(layout, x, &mut TileBytes { bytes, width }, at);
-            }
-        }
+        pack_column(layout, x, &mut TileBytes { bytes, width }, at);
     }
 }
 

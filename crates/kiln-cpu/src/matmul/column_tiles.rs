@@ -1,90 +1,124 @@
 //! Quantised activations by tiles of columns, for [`super::mat_mat`].
 //!
 //! A buffer has a part for every [`PANEL_DEPTH`] values of the depth, in which tiles follow each
-//! other: a panel of weights passes over one part from its start to its end. Second planes, which
-//! few groups have, lie behind all tiles of their part.
+//! other: a panel of weights passes over one part from its start to its end. Second bytes, which
+//! few groups of 32 values have, lie behind all tiles of a part, by bands of tiles: those columns of
+//! a band that have them side by side.
 
 use super::activations::{LARGEST, Layout, Quantized, SCALE_GROUP, quantize, square_limit};
 use super::mat_mat::{COLUMN_STEP, PANEL_DEPTH};
 use crate::isa::{LANES, Planes, Tiles};
+use std::ops::Range;
 
-/// A tile of one part of the depth: addresses, or offsets in a buffer at 0.
+/// Columns of a band, a multiple of every tile.
+pub(crate) const BAND: usize = 48;
+
+/// A tile in one part of the depth: addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     /// `[depth / 4][columns][4]` of first bytes, or `[depth / 2][columns][2]` of words.
     pub(crate) first: usize,
-    /// `[depth / 32][columns / 4][8][4][4]`: second bytes of the columns that have them.
-    pub(crate) second: usize,
     /// f32 `[depth / 32][columns]`: scales, of bytes those of the first.
     pub(crate) scales: usize,
     /// f32 `[depth / group][columns]`: scale times sum.
     pub(crate) sums: usize,
-    /// Bytes `[depth / 32]`: how many columns have second bytes.
-    pub(crate) counts: usize,
-    /// Bytes `[depth / 32][columns]`: which.
-    pub(crate) lists: usize,
     /// Columns.
     pub(crate) width: usize,
 }
 
-/// Sizes in bytes of a tile and of its second plane.
-fn sizes(layout: &Layout, depth: usize, columns: usize) -> [usize; 2] {
-    let tile = Tile::new(layout, depth, columns);
-    let second = if layout.planes == Planes::Bytes { depth * columns } else { 0 };
-    [(tile.lists + depth / SCALE_GROUP * columns).next_multiple_of(64), second]
+/// The second bytes of a band in one part of the depth: addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Band {
+    /// `[depth / 32][columns / 4][8][4][4]`
+    pub(crate) second: usize,
+    /// f32 `[depth / 32][columns]`: scales.
+    pub(crate) scales: usize,
+    /// Bytes `[depth / 32]`: how many columns there are.
+    pub(crate) counts: usize,
+    /// Bytes `[depth / 32][columns]`: which of the band.
+    pub(crate) lists: usize,
+    /// Columns of the band.
+    pub(crate) width: usize,
 }
 
-impl Tile {
-    /// Offsets from the start of the tile.
-    fn new(layout: &Layout, depth: usize, width: usize) -> Self {
-        let value_bytes = if layout.planes == Planes::Words { 2 } else { 1 };
-        let scales = depth * width * value_bytes;
-        let sums = scales + depth / SCALE_GROUP * width * size_of::<f32>();
-        let counts = sums + depth / layout.group * width * size_of::<f32>();
-        let lists = counts + depth / SCALE_GROUP;
-        Self { first: 0, second: 0, scales, sums, counts, lists, width }
-    }
+/// A tile at address `at`, and its bytes.
+fn tile_at(layout: &Layout, at: usize, depth: usize, width: usize) -> (Tile, usize) {
+    let value_bytes = if layout.planes == Planes::Words { 2 } else { 1 };
+    let scales = at + depth * width * value_bytes;
+    let sums = scales + depth / SCALE_GROUP * width * size_of::<f32>();
+    let end = sums + depth / layout.group * width * size_of::<f32>();
+    (Tile { first: at, scales, sums, width }, (end - at).next_multiple_of(64))
+}
+
+/// A band at address `at`, and its bytes.
+fn band_at(layout: &Layout, at: usize, depth: usize, width: usize) -> (Band, usize) {
+    let scales = at + depth * width;
+    let counts = scales + depth / SCALE_GROUP * width * size_of::<f32>();
+    let lists = counts + depth / SCALE_GROUP;
+    let end = lists + depth / SCALE_GROUP * width;
+    let bytes = if layout.planes == Planes::Words { 0 } else { (end - at).next_multiple_of(64) };
+    (Band { second: at, scales, counts, lists, width }, bytes)
 }
 
 impl Layout {
-    /// Sizes of all tiles and of all second planes of a part of that depth.
-    fn part_sizes(&self, depth: usize) -> [usize; 2] {
-        let full = sizes(self, depth, self.tile);
-        let last = sizes(self, depth, self.columns - (self.tiles() - 1) * self.tile);
-        [0, 1].map(|i| (self.tiles() - 1) * full[i] + last[i])
+    /// Bands, the last of which may be narrower.
+    pub(crate) fn bands(&self) -> usize {
+        self.columns.div_ceil(BAND)
+    }
+
+    /// The tiles of a band.
+    pub(crate) fn tiles_of(&self, band: usize) -> Range<usize> {
+        let tiles = BAND / self.tile;
+        band * tiles..self.tiles().min((band + 1) * tiles)
+    }
+
+    /// Bytes of the tiles and of the bands of a part of that depth.
+    fn part_bytes(&self, depth: usize) -> [usize; 2] {
+        let (tiles, bands) = (self.tiles() - 1, self.bands() - 1);
+        let tile = |width| tile_at(self, 0, depth, width).1;
+        let band = |width| band_at(self, 0, depth, width).1;
+        [
+            tiles * tile(self.tile) + tile(self.columns - tiles * self.tile),
+            bands * band(BAND) + band(self.columns - bands * BAND),
+        ]
     }
 
     /// Bytes of a buffer of tiles.
     pub(super) fn tile_bytes(&self) -> usize {
-        let bytes = |depth| self.part_sizes(depth).iter().sum::<usize>();
+        let bytes = |depth| self.part_bytes(depth).iter().sum::<usize>();
         let rest = self.depth % PANEL_DEPTH;
         let rest = if rest == 0 { 0 } else { bytes(rest) };
         self.depth / PANEL_DEPTH * bytes(PANEL_DEPTH) + rest
     }
 
-    /// Tile `index` of the part that begins at `start` of the depth, in a buffer at an address.
+    /// Address of the part that begins at `start` of the depth, and its depth.
+    #[inline(always)]
+    fn part(&self, packed: *const u8, start: usize) -> (usize, usize) {
+        let full = self.part_bytes(PANEL_DEPTH).iter().sum::<usize>();
+        (packed as usize + start / PANEL_DEPTH * full, PANEL_DEPTH.min(self.depth - start))
+    }
+
+    /// Tile `index` of the part that begins at `start` of the depth, in a buffer.
     #[inline(always)]
     pub(crate) fn tile(&self, packed: *const u8, start: usize, index: usize) -> Tile {
-        let depth = PANEL_DEPTH.min(self.depth - start);
-        let width = self.tile.min(self.columns - index * self.tile);
-        let part = start / PANEL_DEPTH * self.part_sizes(PANEL_DEPTH).iter().sum::<usize>();
-        let [bytes, second] = sizes(self, depth, self.tile);
-        let mut tile = Tile::new(self, depth, width);
-        let at = packed as usize + part + index * bytes;
-        for offset in
-            [&mut tile.first, &mut tile.scales, &mut tile.sums, &mut tile.counts, &mut tile.lists]
-        {
-            *offset += at;
-        }
-        tile.second = packed as usize + part + self.part_sizes(depth)[0] + index * second;
-        tile
+        let (part, depth) = self.part(packed, start);
+        let at = part + index * tile_at(self, 0, depth, self.tile).1;
+        tile_at(self, at, depth, self.tile.min(self.columns - index * self.tile)).0
+    }
+
+    /// Band `index` of the part that begins at `start` of the depth, in a buffer.
+    #[inline(always)]
+    pub(crate) fn band(&self, packed: *const u8, start: usize, index: usize) -> Band {
+        let (part, depth) = self.part(packed, start);
+        let at = part + self.part_bytes(depth)[0] + index * band_at(self, 0, depth, BAND).1;
+        band_at(self, at, depth, BAND.min(self.columns - index * BAND)).0
     }
 }
 
-/// Packs column `column` of tile `index`; those of a tile come in order.
+/// Packs column `column` of a band; those of a band come in order.
 ///
 /// # Safety
-/// The buffer is as long as the layout says, and nobody else uses the tile.
+/// The buffer is as long as the layout says, and nobody else uses the band.
 #[inline(always)]
 pub(super) unsafe fn pack<S: Tiles>(
     s: S,
@@ -97,7 +131,9 @@ pub(super) unsafe fn pack<S: Tiles>(
     // Squares have a finite sum where all values are finite, and none is huge.
     let finite = limit.is_finite();
     for (part, x) in x.chunks(PANEL_DEPTH).enumerate() {
-        let tile = layout.tile(packed, part * PANEL_DEPTH, index);
+        let start = part * PANEL_DEPTH;
+        let tile = layout.tile(packed, start, index * (BAND / layout.tile) + column / layout.tile);
+        let band = layout.band(packed, start, index);
         for (first, blocks) in x.as_chunks::<SCALE_GROUP>().0.chunks(LANES).enumerate() {
             let ranges = Ranges::new(s, blocks);
             for (i, x) in blocks.iter().enumerate() {
@@ -106,8 +142,14 @@ pub(super) unsafe fn pack<S: Tiles>(
                 } else {
                     quantize(layout.planes, x, limit).summed(layout.planes)
                 };
-                // SAFETY: the tile has the block and the column.
-                unsafe { tile.put(layout, [first * LANES + i, column], &q) };
+                let block = first * LANES + i;
+                // SAFETY: the tile and the band have the block and the column.
+                unsafe {
+                    tile.put(layout, [block, column % layout.tile], &q);
+                    if layout.planes == Planes::Bytes {
+                        band.put(layout, [block, column], &q);
+                    }
+                }
             }
         }
     }
@@ -140,19 +182,33 @@ impl Tile {
             };
             if layout.planes == Planes::Words {
                 put_fours(first(2 * block), width, &q.parts[0], bias);
-                return put_fours(first(2 * block + 1), width, &q.parts[1], bias);
+                put_fours(first(2 * block + 1), width, &q.parts[1], bias);
+            } else {
+                put_fours(first(block), width, &q.parts[0], bias);
             }
-            put_fours(first(block), width, &q.parts[0], bias);
-            // Where it has second bytes, the column takes the next place in the list.
+        }
+    }
+}
+
+impl Band {
+    /// Writes the second bytes of 32 values of a column, if it has any, in the next place.
+    ///
+    /// # Safety
+    /// The band is one of a buffer of the layout, and has the block and the column.
+    #[inline(always)]
+    unsafe fn put(&self, layout: Layout, [block, column]: [usize; 2], q: &Summed) {
+        // SAFETY: by the contract.
+        unsafe {
             let count = (self.counts as *mut u8).add(block);
-            let place = if column == 0 { 0 } else { *count };
-            *count = place + u8::from(q.both_planes);
+            let place = if column == 0 { 0 } else { usize::from(*count) };
+            *count = place as u8 + u8::from(q.both_planes);
             if q.both_planes {
-                let place = usize::from(place);
-                *(self.lists as *mut u8).add(block * width + place) = column as u8;
-                let four = (block * width + place / COLUMN_STEP * COLUMN_STEP) * SCALE_GROUP / 4;
+                let at = block * self.width + place;
+                *(self.lists as *mut u8).add(at) = column as u8;
+                (self.scales as *mut f32).add(at).write(q.scale);
+                let four = (at - place % COLUMN_STEP) * (SCALE_GROUP / 4);
                 let to = (self.second as *mut u32).add(four + place % COLUMN_STEP);
-                put_fours(to, COLUMN_STEP, &q.parts[1], bias);
+                put_fours(to, COLUMN_STEP, &q.parts[1], u32::from_ne_bytes([layout.bias; 4]));
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
-use super::column_tiles::Tile;
+use super::column_tiles::{Band, Tile};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
@@ -17,14 +17,14 @@ use std::ops::Range;
 /// Rows of a strip.
 pub(crate) const STRIP: usize = LANES;
 
-/// Columns are padded to a multiple of this; second bytes are packed by so many columns.
+/// Columns are padded to a multiple of this, and second bytes packed by so many columns.
 pub(crate) const COLUMN_STEP: usize = 4;
 
 /// Values of a panel: a multiple of every block.
 pub(crate) const PANEL_DEPTH: usize = 512;
 
-/// Most columns whose sums are kept at once.
-pub(crate) const MAX_COLUMNS: usize = 576;
+/// Most bands of columns whose sums are kept at once.
+pub(crate) const MAX_BANDS: usize = 12;
 
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
@@ -165,7 +165,7 @@ impl Panel {
         debug_assert_eq!(tile.width, N);
         // Bytes of a column's value.
         let value = if words { 2 } else { 1 };
-        let [first, second] = [tile.first, tile.second].map(|part| part as *const u8);
+        let first = tile.first as *const u8;
         let [factors, column_sums] = [tile.scales, tile.sums].map(|part| part as *const f32);
         for index in 0..self.range.len() / GROUP {
             let group = self.groups.skip(index, GROUP * value);
@@ -196,28 +196,46 @@ impl Panel {
                 }
             }
         }
-        if words {
+    }
+
+    /// Adds the products with the second bytes of a band's columns to `sums`, `[columns][V][16 rows]`.
+    ///
+    /// # Safety
+    /// As [`Panel::multiply`]; `band` is one that has the values of the panel.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply_second<
+        S: Tiles,
+        const GROUP: usize,
+        const BITS: u32,
+        const V: usize,
+    >(
+        &self,
+        s: S,
+        band: Band,
+        sums: *mut f32,
+    ) {
+        if S::tile_planes(BITS) == Planes::Words {
             return;
         }
-        // The second bytes of the columns that have them.
-        let [counts, lists] = [tile.counts, tile.lists].map(|part| part as *const u8);
+        let [second, counts, lists] =
+            [band.second, band.counts, band.lists].map(|part| part as *const u8);
+        let scales = band.scales as *const f32;
         for block in 0..self.range.len() / SCALE_GROUP {
-            // SAFETY: the lists are parts of the tile.
-            let list = unsafe {
-                let count = usize::from(*counts.add(block));
-                std::slice::from_raw_parts(lists.add(block * N), count)
+            // SAFETY: the lists are parts of the band.
+            let (list, scales) = unsafe {
+                let (count, at) = (usize::from(*counts.add(block)), block * band.width);
+                let list = std::slice::from_raw_parts(lists.add(at), count);
+                (list, std::slice::from_raw_parts(scales.add(at), count))
             };
-            for (four, list) in list.chunks(COLUMN_STEP).enumerate() {
-                let columns = (block * N + four * COLUMN_STEP) * SCALE_GROUP;
-                let factors = factors.wrapping_add(block * N);
+            let places = list.chunks(COLUMN_STEP).zip(scales.chunks(COLUMN_STEP));
+            for (four, list) in places.enumerate() {
+                let columns = (block * band.width + four * COLUMN_STEP) * SCALE_GROUP;
                 for index in 0..SCALE_GROUP / GROUP {
                     let group = self.groups.skip(block * (SCALE_GROUP / GROUP) + index, GROUP);
                     let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
-                    // SAFETY: as above.
-                    unsafe {
-                        let fours = self.fours::<S, GROUP, BITS>();
-                        group.add_second::<S, BITS, V>(s, fours, list, (columns, factors), sums);
-                    }
+                    let fours = self.fours::<S, GROUP, BITS>();
+                    // SAFETY: the group is one of the panel; the bytes and columns are the band's.
+                    unsafe { group.add_second::<S, BITS, V>(s, fours, list, columns, sums) };
                 }
             }
         }
@@ -266,14 +284,14 @@ impl Groups {
     /// Adds the products of a group with the second bytes of the columns of a list.
     ///
     /// # Safety
-    /// As [`Panel::multiply`]; the list has at most [`COLUMN_STEP`] columns of the tile.
+    /// As [`Panel::multiply_second`]; the list has at most [`COLUMN_STEP`] columns.
     #[inline(always)]
     unsafe fn add_second<S: Tiles, const BITS: u32, const V: usize>(
         self,
         s: S,
         fours: usize,
-        list: &[u8],
-        (columns, factors): (*const u8, *const f32),
+        (list, factors): (&[u8], &[f32]),
+        columns: *const u8,
         sums: *mut f32,
     ) {
         // SAFETY: by the contract.
@@ -282,13 +300,10 @@ impl Groups {
             let bytes = self.bytes.cast_const();
             let dots = s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, columns, fours);
             for (v, dots) in dots.iter().enumerate() {
-                // The factors are those of first bytes.
                 let scale = s.load(self.scales.add(v * LANES));
-                let scale = s.mul(scale, s.splat(1.0 / 128.0));
-                for (dots, column) in dots.iter().zip(list) {
-                    let column = usize::from(*column);
-                    let sum = sums.add((column * V + v) * LANES);
-                    let scaled = s.mul(scale, s.splat(*factors.add(column)));
+                for (dots, (column, factor)) in dots.iter().zip(list.iter().zip(factors)) {
+                    let sum = sums.add((usize::from(*column) * V + v) * LANES);
+                    let scaled = s.mul(scale, s.splat(*factor));
                     s.store(sum, s.fma(s.to_float(*dots), scaled, s.load(sum)));
                 }
             }

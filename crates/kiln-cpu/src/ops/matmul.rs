@@ -3,7 +3,8 @@
 use crate::exec::{Held, Lowering, Tasks, Workspace};
 use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::{Layout, Packing, depth, pack_tile};
+use crate::matmul::activations::{self, Layout, Packing, depth};
+use crate::matmul::column_tiles::BAND;
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::{Format, with_format};
 use crate::matmul::mat_mat::{Family, Panel};
@@ -144,13 +145,13 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     let workspace = lowering.workspace(layout.bytes());
     let isa = lowering.isa;
     let packed = workspace.clone();
-    lowering.tasks(Tasks::new(layout.tiles(), move |index, scratch| {
+    lowering.tasks(Tasks::new(layout.pieces(), move |index, scratch| {
         let [x] = scratch.floats([layout.depth]);
         let packed = (packed.start(), index);
-        // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone; the planner's
+        // SAFETY: pieces are disjoint parts of the workspace, which this phase has alone; the planner's
         // hazards keep writers of the input out of this step.
         with_simd!(isa, s => s.run(#[inline(always)] || unsafe {
-            pack_tile(s, layout, packed, x, #[inline(always)] |row, x| input.load(row, x));
+            activations::pack(s, layout, packed, x, #[inline(always)] |row, x| input.load(row, x));
         }));
     }));
     lowering.barrier();
@@ -429,43 +430,49 @@ impl RowRange<'_> {
     fn panels<S: Tiles, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
         let (weights, layout) = (&self.product.weights, self.layout);
         let strips = (self.rows.start, V);
-        let at_once = (mat_mat::MAX_COLUMNS / layout.tile).min(layout.tiles());
-        let sums = at_once * layout.tile * V * LANES;
+        // Columns whose sums are kept at once.
+        let at_once = mat_mat::MAX_BANDS.min(layout.bands());
+        let sums = at_once * BAND * V * LANES * size_of::<f32>();
         let [bytes, scales, minima, starts] = Panel::bytes(family, V);
         let [bytes, scales, minima, starts, sums] =
-            scratch.parts([bytes, scales, minima, starts, sums * size_of::<f32>()]);
+            scratch.parts([bytes, scales, minima, starts, sums]);
         let (mut parts, sums) = ([bytes, scales, minima, starts], sums);
-        for first in (0..layout.tiles()).step_by(at_once) {
-            let tiles = first..layout.tiles().min(first + at_once);
+        for first in (0..layout.bands()).step_by(at_once) {
+            let bands = first..layout.bands().min(first + at_once);
             sums.fill(0);
             let sums = sums.as_mut_ptr().cast::<f32>();
-            let sums_of =
-                |index: usize| sums.wrapping_add((index - first) * layout.tile * V * LANES);
+            let sums_of = |column: usize| sums.wrapping_add((column - first * BAND) * V * LANES);
             for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
                 let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
                 let panel = Panel::unpack(family, weights, strips, range, &mut parts);
-                with_family!(family, S, GROUP, BITS, MINIMA => for index in tiles.clone() {
-                    let tile = layout.tile(self.packed, start, index);
-                    with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
-                        // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
-                        unsafe {
-                            panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums_of(index))
-                        };
-                    }));
+                with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
+                    for index in layout.tiles_of(band) {
+                        let tile = layout.tile(self.packed, start, index);
+                        let sums = sums_of(index * layout.tile);
+                        with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
+                            // SAFETY: the panel is one of this family; the tile has `N` columns.
+                            unsafe {
+                                panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums)
+                            };
+                        }));
+                    }
+                    let second = layout.band(self.packed, start, band);
+                    let sums = sums_of(band * BAND);
+                    // SAFETY: as above; the band has these columns.
+                    s.run(#[inline(always)] || unsafe {
+                        panel.multiply_second::<S, GROUP, BITS, V>(s, second, sums);
+                    });
                 });
             }
             s.run(
                 #[inline(always)]
                 || {
-                    for index in tiles {
-                        let column = index * layout.tile;
-                        for at in 0..layout.tile.min(self.product.m - column) {
-                            for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
-                                // SAFETY: sums of a column of the tile; the rows are this task's alone.
-                                unsafe {
-                                    let sum = s.load(sums_of(index).add((at * V + v) * LANES));
-                                    self.product.write(s, [column + at, row], sum);
-                                }
+                    for column in bands.start * BAND..self.product.m.min(bands.end * BAND) {
+                        for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
+                            // SAFETY: sums of a column; the rows are this task's alone.
+                            unsafe {
+                                let sum = s.load(sums_of(column).add(v * LANES));
+                                self.product.write(s, [column, row], sum);
                             }
                         }
                     }

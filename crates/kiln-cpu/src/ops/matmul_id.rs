@@ -5,7 +5,7 @@ use super::matmul::{OutputRows, Product, RowRange, packed_layout, rows_per_task,
 use crate::exec::{Lowering, Tasks, Workspace};
 use crate::isa::{LANES, Simd, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::pack_tile;
+use crate::matmul::activations;
 use crate::view::View;
 use kiln_core::ops::MatmulId;
 
@@ -158,8 +158,8 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         // SAFETY: the group's part of the workspace is this task's alone. The list has `len` slots;
         // hazards keep writers of the input out.
         with_simd!(isa, s => s.run(#[inline(always)] || unsafe {
-            for index in 0..layout.tiles() {
-                pack_tile(s, layout, (table.packed(group), index), x, #[inline(always)] |of_group, x| {
+            for index in 0..layout.pieces() {
+                activations::pack(s, layout, (table.packed(group), index), x, #[inline(always)] |of_group, x| {
                     if of_group >= group.len as usize {
                         return x.fill(0.0);
                     }
