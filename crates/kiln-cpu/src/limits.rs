@@ -1,6 +1,6 @@
 //! What the machine can do: memory bandwidth and byte products, measured.
 
-use crate::isa::{LANES, Simd, prefetch, with_simd};
+use crate::isa::{LANES, Tiles, prefetch, with_simd};
 use crate::threads::Pool;
 use crate::{Config, choose, fail};
 use kiln_core::Result;
@@ -82,19 +82,18 @@ fn sum(words: &[u64]) -> u64 {
 
 const ROUNDS: usize = 4000;
 
-fn tile_operations<S: Simd>(_: S) -> usize {
+fn tile_operations<S: Tiles>(_: S) -> usize {
     2 * ROUNDS * FOURS * 4 * LANES * S::STRIPS * S::COLUMNS
 }
 
-fn multiply<S: Simd>(s: S) -> u64 {
+fn multiply<S: Tiles>(s: S) -> u64 {
     match (S::STRIPS, S::COLUMNS) {
         (2, 12) => multiply_tile::<S, 2, 12>(s),
         _ => multiply_tile::<S, 1, 4>(s),
     }
 }
 
-fn multiply_tile<S: Simd, const V: usize, const N: usize>(s: S) -> u64 {
-    const GROUP: usize = 8;
+fn multiply_tile<S: Tiles, const V: usize, const N: usize>(s: S) -> u64 {
     let weights = vec![3u8; V * FOURS * 4 * LANES];
     let columns = vec![5u8; FOURS * 4 * N];
     s.run(
@@ -103,20 +102,12 @@ fn multiply_tile<S: Simd, const V: usize, const N: usize>(s: S) -> u64 {
             let mut total = s.splat(0.0);
             for _ in 0..ROUNDS {
                 let (weights, columns) = (black_box(weights.as_ptr()), black_box(columns.as_ptr()));
-                for four in (0..FOURS).step_by(GROUP) {
-                    let mut strips = [weights; V];
-                    for (v, strip) in strips.iter_mut().enumerate() {
-                        *strip = weights.wrapping_add((v * FOURS + four) * 4 * LANES);
-                    }
-                    let zero = [[s.splat_int(0); N]; V];
-                    // SAFETY: a group of every strip and of the columns is inside their memory.
-                    let dots = unsafe {
-                        s.dot_tile::<4, 0, V, N>(zero, strips, columns.add(four * 4 * N), GROUP)
-                    };
-                    for dots in &dots {
-                        for dots in dots {
-                            total = s.add(total, s.to_float(*dots));
-                        }
+                let zero = [[s.splat_int(0); N]; V];
+                // SAFETY: so many fours of the strips and of the columns are inside their memory.
+                let dots = unsafe { s.dot_tile::<4, V, N>(zero, weights, columns, FOURS) };
+                for dots in &dots {
+                    for dots in dots {
+                        total = s.add(total, s.to_float(*dots));
                     }
                 }
             }

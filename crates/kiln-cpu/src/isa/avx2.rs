@@ -2,7 +2,7 @@
 //! instruction; without, weights are widened to 16 bits, which no byte value can overflow, and
 //! activations are stored as words.
 
-use super::{LANES, Planes, Simd, dot_fours};
+use super::{LANES, Planes, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2, FMA and F16C (and AVX-VNNI) are there.
@@ -73,44 +73,6 @@ fn dot_bytes<const VNNI: bool>(acc: __m256i, w: __m256i, y: __m256i) -> __m256i 
     })
 }
 
-/// A strip of [`Simd::dot_tile`] with weights of at most 6 bits: products are summed in 16 bits.
-///
-/// # Safety
-/// As [`Simd::dot_tile`].
-#[inline(always)]
-unsafe fn dot_narrow<const BITS: u32, const N: usize>(
-    acc: &mut [[__m256i; 2]; N],
-    strip: *const u8,
-    columns: *const u8,
-    fours: usize,
-) {
-    // Sums of so many pairs of products below `2^BITS * 127` stay within 16 bits.
-    let run = fours.min(1 << (7 - BITS));
-    for start in (0..fours).step_by(run) {
-        let mut sums = [[compute!(_mm256_setzero_si256()); 2]; N];
-        for four in start..start + run {
-            // SAFETY: that four of the strip and of the columns is readable.
-            let (w, y) = unsafe {
-                let w: *const __m256i = strip.add(four * 4 * LANES).cast();
-                let w = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
-                (w, columns.add(4 * four * N).cast::<i32>())
-            };
-            for (column, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
-                let y = unsafe { _mm256_set1_epi32(y.add(column).read_unaligned()) };
-                *sums = both(*sums, w, |sum, w| {
-                    compute!(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, y)))
-                });
-            }
-        }
-        for (acc, sums) in acc.iter_mut().zip(sums) {
-            *acc = both(*acc, sums, |acc, sum| {
-                compute!(_mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1))))
-            });
-        }
-    }
-}
-
 /// Sums of vectors `at..at + 4`, in two parts.
 #[inline(always)]
 fn sum_four(v: [[__m256; 2]; LANES], at: usize) -> __m256 {
@@ -171,7 +133,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const NAME: &'static str = if VNNI { "avx-vnni" } else { "avx2" };
     const COLUMNS: usize = 4;
     const PLANES: Planes = if VNNI { Planes::Bytes } else { Planes::Words };
-    const NARROW_BYTES: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -311,6 +272,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn maximum(self, v: Self::F) -> f32 {
+        compute!({
+            let half = _mm256_max_ps(v[0], v[1]);
+            let quad = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_max_ps(quad, _mm_movehl_ps(quad, quad));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+        })
+    }
+
+    #[inline(always)]
     fn sums(self, v: [Self::F; LANES]) -> Self::F {
         [sum_eight(v, 0), sum_eight(v, 8)]
     }
@@ -399,27 +370,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn next_plane(self, acc: Self::I) -> Self::I {
         if VNNI { self.shl_int::<7>(acc) } else { acc }
-    }
-
-    #[inline(always)]
-    unsafe fn dot_tile<const BITS: u32, const P: usize, const V: usize, const N: usize>(
-        self,
-        mut acc: [[Self::I; N]; V],
-        strips: [*const u8; V],
-        columns: *const u8,
-        fours: usize,
-    ) -> [[Self::I; N]; V] {
-        // SAFETY: by the contract.
-        unsafe {
-            if VNNI || BITS > 6 {
-                dot_fours::<Self, P, V, N>(self, &mut acc, strips, columns, fours);
-            } else {
-                for (acc, strip) in acc.iter_mut().zip(strips) {
-                    dot_narrow::<BITS, N>(acc, strip, columns, fours);
-                }
-            }
-        }
-        acc
     }
 
     #[inline(always)]

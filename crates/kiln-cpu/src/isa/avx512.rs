@@ -73,7 +73,6 @@ impl Simd for Avx512Vnni {
 
     const NAME: &'static str = "avx512-vnni";
     const COLUMNS: usize = 12;
-    const STRIPS: usize = 2;
 
     #[inline(always)]
     unsafe fn assume() -> Self {

@@ -14,11 +14,13 @@ mod neon;
 mod neon_rows;
 mod rows;
 mod scalar;
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_rows;
 
 pub(crate) use rows::Rows;
 pub(crate) use scalar::Scalar;
+pub(crate) use tiles::Tiles;
 
 /// Lanes of a vector of f32 or i32.
 pub(crate) const LANES: usize = 16;
@@ -49,21 +51,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Columns of a matrix-product tile: what fits the registers.
     const COLUMNS: usize;
 
-    /// Strips of 16 rows of a matrix-product tile.
-    const STRIPS: usize = 1;
-
     /// How activations of the integer routes are stored for [`Simd::dot_plane`].
     const PLANES: Planes = Planes::Bytes;
-
-    /// Whether [`Simd::dot_tile`] multiplies weights of at most 6 bits by bytes, though
-    /// [`Simd::PLANES`] are words.
-    const NARROW_BYTES: bool = false;
-
-    /// How activations are stored for [`Simd::dot_tile`] with weights of that many bits.
-    #[inline(always)]
-    fn tile_planes(bits: u32) -> Planes {
-        if Self::NARROW_BYTES && bits <= 6 { Planes::Bytes } else { Self::PLANES }
-    }
 
     /// The token, in code that is only reached with one.
     ///
@@ -232,25 +221,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.shl_int::<7>(acc)
     }
 
-    /// Adds the part that plane `P` of [`Simd::tile_planes`] has in the products of a tile: `V` strips
-    /// of 16 rows, whose values of at most `BITS` bits lie by fours (`[fours][16 rows][4]`), with `N`
-    /// columns (`[fours][N][4]`).
-    ///
-    /// # Safety
-    /// That many fours are readable in every strip and in the columns.
-    #[inline(always)]
-    unsafe fn dot_tile<const BITS: u32, const P: usize, const V: usize, const N: usize>(
-        self,
-        mut acc: [[Self::I; N]; V],
-        strips: [*const u8; V],
-        columns: *const u8,
-        fours: usize,
-    ) -> [[Self::I; N]; V] {
-        // SAFETY: by the contract.
-        unsafe { dot_fours::<Self, P, V, N>(self, &mut acc, strips, columns, fours) };
-        acc
-    }
-
     /// # Safety
     /// 64 readable bytes.
     unsafe fn load_bytes(self, from: *const u8) -> Self::B;
@@ -291,35 +261,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn lookup(self, v: Self::B, table: &[u8; 16]) -> Self::B;
     /// Unsigned bytes as f32, by quarters.
     fn widen_bytes(self, v: Self::B) -> [Self::F; 4];
-}
-
-/// [`Simd::dot_tile`] by [`Simd::dot_plane`].
-///
-/// # Safety
-/// As [`Simd::dot_tile`].
-#[inline(always)]
-unsafe fn dot_fours<S: Simd, const P: usize, const V: usize, const N: usize>(
-    s: S,
-    acc: &mut [[S::I; N]; V],
-    strips: [*const u8; V],
-    columns: *const u8,
-    fours: usize,
-) {
-    for four in 0..fours {
-        // SAFETY: by the contract.
-        unsafe {
-            let mut w = [s.load_bytes(strips[0].add(four * 4 * LANES)); V];
-            for (w, strip) in w.iter_mut().zip(&strips) {
-                *w = s.load_bytes(strip.add(four * 4 * LANES));
-            }
-            for column in 0..N {
-                let y = s.splat_bytes4(columns.add(4 * (four * N + column)));
-                for (acc, w) in acc.iter_mut().zip(&w) {
-                    acc[column] = s.dot_plane::<P>(acc[column], *w, y);
-                }
-            }
-        }
-    }
 }
 
 /// `e^r` for `|r| <= ln(2) / 2`, highest power first: minimax, relative error below 1e-7.

@@ -39,6 +39,19 @@ pub(crate) trait Product: Copy + Send + Sync + 'static {
     /// # Safety
     /// The instructions are there.
     unsafe fn dot(acc: int32x4_t, w: uint8x16_t, y: int8x16_t) -> int32x4_t;
+
+    /// Whether the bytes of weights in tiles are signed.
+    const SIGNED_WEIGHTS: bool = false;
+
+    /// A quarter of a step of a tile.
+    ///
+    /// # Safety
+    /// The instructions are there.
+    #[inline(always)]
+    unsafe fn dot_step(acc: int32x4_t, w: uint8x16_t, y: int8x16_t) -> int32x4_t {
+        // SAFETY: by the contract.
+        unsafe { Self::dot(acc, w, y) }
+    }
 }
 
 /// Multiplications of 16-bit lanes.
@@ -163,6 +176,14 @@ impl Product for DotProd {
             vsubq_s32(sdot(acc, centred, y), sdot(vdupq_n_s32(0), bias, y))
         }
     }
+
+    const SIGNED_WEIGHTS: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot_step(acc: int32x4_t, w: uint8x16_t, y: int8x16_t) -> int32x4_t {
+        // SAFETY: by the contract; no memory is touched.
+        unsafe { sdot(acc, vreinterpretq_s8_u8(w), y) }
+    }
 }
 
 impl Product for I8mm {
@@ -226,7 +247,7 @@ fn add_quarters(v: [float32x4_t; 4]) -> float32x4_t {
 
 /// Transposes 4 rows of 4.
 #[inline(always)]
-fn transpose_block(rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
+pub(super) fn transpose_block(rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
     let [a, b, c, d] = rows;
     let (even_low, odd_low) = compute!((vtrn1q_f32(a, b), vtrn2q_f32(a, b)));
     let (even_high, odd_high) = compute!((vtrn1q_f32(c, d), vtrn2q_f32(c, d)));

@@ -6,16 +6,17 @@
 //! byte is exact in i32 over a group, so that a result depends neither on the instruction set nor on
 //! the tile.
 
+use super::column_tiles::{self, BAND};
 use super::format::CHUNK;
 use super::mat_vec::{Order, column};
-use crate::isa::Planes;
+use crate::isa::{Planes, Tiles};
 use std::ops::Range;
 
 /// Values that share a scale.
 pub(crate) const SCALE_GROUP: usize = 32;
 
 /// Largest magnitude of a quantised activation: both bytes stay in their ranges.
-const LARGEST: f32 = 127.0 * 128.0;
+pub(super) const LARGEST: f32 = 127.0 * 128.0;
 
 /// A group has 15 bits where its largest square exceeds this many times the mean square of the
 /// column: the others add at most `LIMIT / 12 / 127^2` of that mean square as an error.
@@ -40,6 +41,10 @@ pub(crate) struct Layout {
     pub(crate) packing: Packing,
     /// How quantised values lie.
     pub(crate) planes: Planes,
+    /// What is added to their bytes in tiles: 0 or 128.
+    pub(crate) bias: u8,
+    /// Values per sum in tiles: 16 or 32.
+    pub(crate) group: usize,
     /// Values of a column, a multiple of [`CHUNK`]; past the input's `k` they are zero.
     pub(crate) depth: usize,
     /// Columns, those of padding included.
@@ -48,55 +53,19 @@ pub(crate) struct Layout {
     pub(crate) tile: usize,
 }
 
-/// Byte offsets of the parts of a tile.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Parts {
-    pub(crate) planes: [usize; 2],
-    /// f32: scales by 32 values; of bytes, those of the first plane.
-    pub(crate) scales: usize,
-    /// f32: scale times sum by 16 values.
-    pub(crate) sums_16: usize,
-    /// f32: scale times sum by 32 values.
-    pub(crate) sums_32: usize,
-    /// Bytes, in tiles: whether any column of the tile needs the second plane, by 32 values.
-    pub(crate) both_planes: usize,
-    /// Bytes in all.
-    pub(crate) bytes: usize,
-}
-
-impl Parts {
-    /// Scale times sum for a format with that many values per scale.
-    #[inline(always)]
-    pub(crate) fn sums(&self, group: usize) -> usize {
-        if group == 16 { self.sums_16 } else { self.sums_32 }
-    }
-}
-
 impl Layout {
-    /// The parts of a tile of `columns`.
-    #[inline(always)]
-    pub(crate) fn parts(&self, columns: usize) -> Parts {
-        let values = self.depth * columns;
-        let mut end = 0;
-        let mut part = |bytes: usize| {
-            let start = end;
-            end += bytes;
-            start
+    /// Bytes of a tile of `columns`, other than [`Packing::Tiles`].
+    fn tile_of(&self, columns: usize) -> usize {
+        let bytes = match self.packing {
+            Packing::Column(_) => column::bytes(self.depth),
+            _ => self.depth * columns * size_of::<f32>(),
         };
-        let (mut scales, mut sums, mut both_planes) = (0, [0; 2], 0);
-        match self.packing {
-            Packing::FloatColumns | Packing::FloatTiles => _ = part(4 * values),
-            Packing::Column(_) => _ = part(column::bytes(self.depth)),
-            Packing::Tiles => {
-                part(2 * values);
-                scales = part(values / 8);
-                sums = [part(values / 4), part(values / 8)];
-                both_planes = part(self.depth / SCALE_GROUP);
-            }
-        }
-        let [sums_16, sums_32] = sums;
-        let bytes = end.next_multiple_of(64);
-        Parts { planes: [0, values], scales, sums_16, sums_32, both_planes, bytes }
+        bytes.next_multiple_of(64)
+    }
+
+    /// Parts that are packed one by one: bands, or tiles.
+    pub(crate) fn pieces(&self) -> usize {
+        if self.packing == Packing::Tiles { self.bands() } else { self.tiles() }
     }
 
     /// Tiles, the last of which may be narrower.
@@ -108,13 +77,16 @@ impl Layout {
     #[inline(always)]
     pub(crate) fn tile_at(&self, index: usize) -> (Range<usize>, usize) {
         let start = index * self.tile;
-        (start..self.columns.min(start + self.tile), index * self.parts(self.tile).bytes)
+        (start..self.columns.min(start + self.tile), index * self.tile_of(self.tile))
     }
 
     /// Bytes of the whole buffer.
     pub(crate) fn bytes(&self) -> usize {
+        if self.packing == Packing::Tiles {
+            return self.tile_bytes();
+        }
         let last = self.columns - (self.tiles() - 1) * self.tile;
-        (self.tiles() - 1) * self.parts(self.tile).bytes + self.parts(last).bytes
+        (self.tiles() - 1) * self.tile_of(self.tile) + self.tile_of(last)
     }
 }
 
@@ -141,7 +113,7 @@ pub(super) fn quantize(planes: Planes, x: &[f32; SCALE_GROUP], limit: f32) -> Qu
     }
     let largest = largest.into_iter().fold(0f32, |a, b| if b > a { b } else { a });
     // A subnormal maximum would give an infinite inverse; such values are zero here.
-    let inverse = if largest > 1e-30 { LARGEST / largest } else { 0.0 };
+    let inverse = if largest >= 1e-30 { LARGEST / largest } else { 0.0 };
     let both_planes = largest * largest > limit;
     let mut out = Quantized {
         planes: [[0; SCALE_GROUP]; 2],
@@ -186,67 +158,54 @@ pub(super) fn square_limit(x: &[f32]) -> f32 {
     LIMIT * (sums.iter().sum::<f32>() / x.len() as f32)
 }
 
-/// Packs one column (a row of the input, padded with zeros to the depth) into its tile.
+/// Packs part `index` of [`Layout::pieces`] of a buffer of [`Layout::bytes`]. `load` gives a column by
+/// its number: a row of the input, with zeros up to the depth.
 ///
-/// `column` counts from the start of the tile of `width` columns, whose bytes are `tile`.
+/// # Safety
+/// The buffer is as long as the layout says, and nobody else uses the part.
 #[inline(always)]
-pub(crate) fn pack_column(layout: Layout, x: &[f32], tile: &mut TileBytes<'_>, column: usize) {
-    let width = tile.width;
-    let parts = layout.parts(width);
-    let planes = layout.planes;
-    match layout.packing {
-        Packing::FloatColumns => {
-            tile.floats(column * layout.depth, layout.depth).copy_from_slice(x)
+pub(crate) unsafe fn pack<S: Tiles>(
+    s: S,
+    layout: Layout,
+    (packed, index): (*mut u8, usize),
+    x: &mut [f32],
+    mut load: impl FnMut(usize, &mut [f32]),
+) {
+    if layout.packing == Packing::Tiles {
+        let first = index * BAND;
+        for column in first..layout.columns.min(first + BAND) {
+            load(column, x);
+            // SAFETY: the band is a part of the buffer.
+            unsafe { column_tiles::pack(s, layout, x, packed, [index, column - first]) };
         }
-        Packing::FloatTiles => {
-            let out = tile.floats(0, layout.depth * width);
-            for (out, value) in out.chunks_exact_mut(width).zip(x) {
-                out[column] = *value;
+        return;
+    }
+    let (columns, start) = layout.tile_at(index);
+    let width = columns.len();
+    let bytes = layout.tile_of(width);
+    // SAFETY: the tile is a part of the buffer.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(packed.add(start), bytes) };
+    for (at, column) in columns.enumerate() {
+        load(column, x);
+        match layout.packing {
+            Packing::Column(order) => column::pack(layout, order, x, bytes),
+            Packing::FloatColumns => {
+                floats(bytes, at * layout.depth, layout.depth).copy_from_slice(x)
             }
-        }
-        Packing::Column(order) => column::pack(layout, order, x, tile.bytes),
-        Packing::Tiles => {
-            let limit = square_limit(x);
-            for (block, x) in x.as_chunks::<SCALE_GROUP>().0.iter().enumerate() {
-                let q = quantize(planes, x, limit);
-                for (start, plane) in parts.planes.into_iter().zip(&q.planes) {
-                    for (i, four) in plane.as_chunks::<4>().0.iter().enumerate() {
-                        tile.set(start, (block * (SCALE_GROUP / 4) + i) * width + column, *four);
-                    }
+            Packing::FloatTiles | Packing::Tiles => {
+                let out = floats(bytes, 0, layout.depth * width);
+                for (out, value) in out.chunks_exact_mut(width).zip(&*x) {
+                    out[at] = *value;
                 }
-                let scale = if planes == Planes::Bytes { 128.0 * q.scale } else { q.scale };
-                tile.set(parts.scales, block * width + column, scale);
-                for group in [16, 32] {
-                    for (i, values) in q.values.chunks_exact(group).enumerate() {
-                        let at = (block * (SCALE_GROUP / group) + i) * width + column;
-                        let sum = values.iter().sum::<i32>();
-                        tile.set(parts.sums(group), at, q.scale * sum as f32);
-                    }
-                }
-                let before = column > 0 && tile.bytes[parts.both_planes + block] != 0;
-                tile.bytes[parts.both_planes + block] = u8::from(before || q.both_planes);
             }
         }
     }
 }
 
-/// The bytes of a tile that is being packed.
-pub(crate) struct TileBytes<'a> {
-    pub(crate) bytes: &'a mut [u8],
-    pub(crate) width: usize,
-}
-
-impl TileBytes<'_> {
-    #[inline(always)]
-    fn set<T: bytemuck::Pod>(&mut self, part: usize, index: usize, value: T) {
-        let at = part + index * size_of::<T>();
-        self.bytes[at..at + size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
-    }
-
-    #[inline(always)]
-    fn floats(&mut self, start: usize, len: usize) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.bytes[4 * start..4 * (start + len)])
-    }
+/// `len` f32 of a tile, from `start` on.
+#[inline(always)]
+fn floats(tile: &mut [u8], start: usize, len: usize) -> &mut [f32] {
+    bytemuck::cast_slice_mut(&mut tile[4 * start..4 * (start + len)])
 }
 
 /// `k` rounded up to whole chunks.

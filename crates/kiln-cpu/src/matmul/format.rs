@@ -17,41 +17,6 @@ pub(crate) struct Chunk<S: Simd> {
 /// Values in a chunk.
 pub(crate) const CHUNK: usize = 64;
 
-/// A chunk in memory.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub(crate) struct StoredChunk {
-    pub(crate) q: [u8; CHUNK],
-    pub(crate) scale: [f32; 4],
-    pub(crate) minimum: [f32; 4],
-}
-
-impl StoredChunk {
-    /// A chunk of zeros.
-    pub(crate) const ZERO: Self = Self { q: [0; CHUNK], scale: [0.0; 4], minimum: [0.0; 4] };
-
-    /// Unpacks a chunk of a row.
-    ///
-    /// # Safety
-    /// As [`Format::chunk`].
-    #[inline(always)]
-    pub(crate) unsafe fn unpack<S: Simd, F: Format>(
-        &mut self,
-        s: S,
-        row: *const u8,
-        index: usize,
-        half: bool,
-    ) {
-        // SAFETY: by the contract; `q` is 64 bytes.
-        unsafe {
-            let chunk = F::chunk(s, row, index, half);
-            s.store_bytes(self.q.as_mut_ptr(), chunk.q);
-            self.scale = chunk.scale;
-            self.minimum = chunk.minimum;
-        }
-    }
-}
-
 /// A block format.
 pub(crate) trait Format: 'static {
     /// Values that share a scale: 16 or 32.

@@ -1,24 +1,36 @@
 //! Products with many columns: strips of 16 rows are unpacked once, interleaved by fours of values,
 //! and multiplied with tiles of columns. Lane `l` of every vector belongs to row `l` of the strip.
+//!
+//! A panel has [`PANEL_DEPTH`] values of its strips, which stay in the nearest cache while all tiles
+//! of columns pass. The sums of a tile are f32 in memory: registers hold the integer sums of a group.
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
+use super::column_tiles::{Band, Tile};
 use super::float::ReadChunk;
-use super::format::{CHUNK, Format, StoredChunk, with_format};
-use crate::isa::{Isa, LANES, Planes, Simd, with_simd};
+use super::format::{CHUNK, with_format};
+use super::interleave::{Blocks, Groups, Interleave, has_minima};
+use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
 use kiln_core::DType;
+use std::ops::Range;
 
 /// Rows of a strip.
 pub(crate) const STRIP: usize = LANES;
 
-/// Columns are padded to a multiple of this.
+/// Columns are padded to a multiple of this, and second bytes packed by so many columns.
 pub(crate) const COLUMN_STEP: usize = 4;
+
+/// Values of a panel: a multiple of every block.
+pub(crate) const PANEL_DEPTH: usize = 512;
+
+/// Most bands of columns whose sums are kept at once.
+pub(crate) const MAX_BANDS: usize = 12;
 
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
 
-/// Unpacks rows `first..first + 16`; rows past the last are zero.
-type UnpackStrip = fn(weights: &Weights, first: usize, strip: &mut Strip<'_>);
+/// Unpacks values `range` of so many strips from row `first` on; past the last row, that row again.
+type UnpackPanel = unsafe fn(weights: &Weights, first: usize, range: Range<usize>, out: Groups);
 
 /// What the kernels of a block type have in common.
 #[derive(Clone, Copy)]
@@ -27,184 +39,275 @@ pub(crate) struct Family {
     pub(crate) group: usize,
     /// Bits of a value where the instruction set has a kernel for them, else 8.
     pub(crate) bits: u32,
+    /// Whether groups have minima.
+    pub(crate) minima: bool,
     /// How the columns are packed.
     pub(crate) planes: Planes,
-    unpack: UnpackStrip,
+    unpack: UnpackPanel,
 }
 
 impl Family {
     /// That of a block type; `None` for plain types.
     pub(crate) fn new(isa: Isa, dtype: DType) -> Option<Self> {
-        fn of<S: Simd, F: Format>(_: S) -> Option<Family> {
+        fn of<S: Tiles, F: Interleave>(_: S) -> Option<Family> {
             let bits = match F::BITS {
                 ..=4 if S::NARROW_BYTES => 4,
                 bits if S::NARROW_BYTES => bits,
                 _ => 8,
             };
-            let planes = S::tile_planes(bits);
-            Some(Family { group: F::GROUP, bits, planes, unpack: unpack_strip::<S, F> })
+            let (planes, minima) = (S::tile_planes(bits), has_minima::<S, F>());
+            Some(Family { group: F::GROUP, bits, minima, planes, unpack: unpack::<S, F> })
         }
         with_simd!(isa, s => with_format!(dtype, F => of::<_, F>(s), else => None))
     }
 }
 
-fn unpack_strip<S: Simd, F: Format>(weights: &Weights, first: usize, strip: &mut Strip<'_>) {
+impl Family {
+    /// Fours of bytes of a group.
+    fn fours(self) -> usize {
+        self.group / if self.planes == Planes::Words { 2 } else { 4 }
+    }
+}
+
+unsafe fn unpack<S: Tiles, F: Interleave>(
+    weights: &Weights,
+    first: usize,
+    range: Range<usize>,
+    out: Groups,
+) {
     // SAFETY: an unpacker is only given out for an instruction set that is there.
     let s = unsafe { S::assume() };
+    let block = weights.dtype.block_len();
+    let block_bytes = weights.dtype.block_bytes();
     s.run(
         #[inline(always)]
-        || strip.unpack::<S, F>(s, weights, first),
+        || {
+            for strip in 0..out.strips {
+                let mut out = out.strip(strip);
+                let mut rows = [weights.row(0); STRIP];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = weights.row((first + strip * STRIP + r).min(weights.n - 1));
+                }
+                for start in range.clone().step_by(block) {
+                    // SAFETY: blocks inside the rows, groups inside the panel, by the contract.
+                    unsafe {
+                        if start < weights.k {
+                            let offset = start / block * block_bytes;
+                            F::interleave(s, Blocks { rows: &rows, offset }, out);
+                        } else {
+                            (0..block / F::GROUP).for_each(|group| out.put_zeros::<S, F>(s, group));
+                        }
+                    }
+                    out = out.skip(block / F::GROUP, F::group_bytes::<S>());
+                }
+            }
+        },
     );
 }
 
-/// An unpacked strip in a thread's scratch memory.
-pub(crate) struct Strip<'a> {
-    /// `[depth / 4][16 rows][4]`
-    bytes: &'a mut [u8],
-    /// `[depth / group][16 rows]`
-    scales: &'a mut [f32],
-    /// As `scales`.
-    minima: &'a mut [f32],
+/// A panel in a thread's scratch memory.
+pub(crate) struct Panel {
+    family: Family,
+    groups: Groups,
+    /// Which values of the depth it has.
+    range: Range<usize>,
+    /// Fours of a group, not a constant: the loop over them, not unrolled, keeps the integer sums of
+    /// a tile in registers until it ends.
+    fours: usize,
 }
 
-/// Scratch bytes of so many strips: quants, scales and minima.
-pub(crate) fn strip_bytes(depth: usize, group: usize, strips: usize) -> [usize; 3] {
-    let groups = strips * depth / group * STRIP * size_of::<f32>();
-    [strips * depth * STRIP, groups, groups]
-}
-
-impl Strip<'_> {
-    #[inline(always)]
-    fn unpack<S: Simd, F: Format>(&mut self, s: S, weights: &Weights, first: usize) {
-        let per_chunk = CHUNK / F::GROUP;
-        let count = weights.n.saturating_sub(first).min(STRIP);
-        let mut rows = [StoredChunk::ZERO; STRIP];
-        for index in 0..weights.k.div_ceil(CHUNK) {
-            let half = weights.k - index * CHUNK < CHUNK;
-            for (r, row) in rows.iter_mut().enumerate().take(count) {
-                // SAFETY: the row and the chunk are inside the weights.
-                unsafe { row.unpack::<S, F>(s, weights.row(first + r), index, half) };
-            }
-            for group in 0..per_chunk {
-                let quarter = group * F::GROUP / LANES;
-                let at = (index * per_chunk + group) * STRIP;
-                for (out, row) in self.scales[at..at + STRIP].iter_mut().zip(&rows) {
-                    *out = row.scale[quarter];
-                }
-                for (out, row) in self.minima[at..at + STRIP].iter_mut().zip(&rows) {
-                    *out = row.minimum[quarter];
-                }
-            }
-            let out = &mut self.bytes[index * CHUNK * STRIP..(index + 1) * CHUNK * STRIP];
-            // Fours of bytes move like f32.
-            let mut fours = [s.splat(0.0); STRIP];
-            for (four, row) in fours.iter_mut().zip(&rows) {
-                // SAFETY: a row of a chunk is 64 bytes.
-                *four = unsafe { s.load(row.q.as_ptr().cast()) };
-            }
-            for (four, out) in s.transpose(fours).into_iter().zip(out.chunks_exact_mut(CHUNK)) {
-                // SAFETY: 64 bytes.
-                unsafe { s.store(out.as_mut_ptr().cast(), four) };
-            }
-        }
+impl Panel {
+    /// Scratch bytes of a panel of so many strips.
+    pub(crate) fn bytes(family: Family, strips: usize) -> [usize; 4] {
+        let lanes = strips * PANEL_DEPTH / family.group * STRIP * size_of::<f32>();
+        let value_bytes = if family.planes == Planes::Words { 2 } else { 1 };
+        [strips * PANEL_DEPTH * STRIP * value_bytes, lanes, lanes, lanes]
     }
-}
 
-/// Strips that tiles of columns are multiplied with.
-pub(crate) struct Panel<'a> {
-    depth: usize,
-    parts: [&'a mut [u8]; 3],
-}
-
-impl<'a> Panel<'a> {
-    /// Unpacks `V` strips from row `first` on into scratch memory of [`strip_bytes`].
-    pub(crate) fn unpack<const V: usize>(
+    /// Unpacks values `range` of strips from row `first` on into scratch memory of [`Panel::bytes`].
+    pub(crate) fn unpack(
         family: Family,
         weights: &Weights,
-        first: usize,
-        (depth, mut parts): (usize, [&'a mut [u8]; 3]),
+        (first, strips): (usize, usize),
+        range: Range<usize>,
+        parts: &mut [&mut [u8]; 4],
     ) -> Self {
-        for v in 0..V {
-            let [bytes, scales, minima] = parts.each_mut().map(|part| {
-                let len = part.len() / V;
-                &mut part[v * len..(v + 1) * len]
-            });
-            let (scales, minima) =
-                (bytemuck::cast_slice_mut(scales), bytemuck::cast_slice_mut(minima));
-            let mut strip = Strip { bytes, scales, minima };
-            (family.unpack)(weights, first + v * STRIP, &mut strip);
-        }
-        Self { depth, parts }
+        let [bytes, scales, minima, starts] = parts.each_mut().map(|part| part.as_mut_ptr());
+        let [scales, minima, starts] = [scales, minima, starts].map(|part| part.cast());
+        let groups = Groups { bytes, scales, minima, starts, strips };
+        debug_assert!(range.len() <= PANEL_DEPTH);
+        // SAFETY: the family is that of the weights; the range is at most a panel's depth.
+        unsafe { (family.unpack)(weights, first, range.clone(), groups) };
+        Self { family, groups, range, fours: family.fours() }
     }
 
-    /// The products with a tile of `N` columns.
+    /// Adds the products with a tile of `N` columns to `sums`, `[N][V][16 rows]`.
     ///
     /// # Safety
-    /// The panel's type has `GROUP` and `BITS`, there are `V` strips of the depth
-    /// of the layout, and `tile` is a tile of `N` columns of that layout.
+    /// The panel's type has `GROUP`, `BITS` and minima as `MINIMA` says, there are `V` strips,
+    /// `tile` is one of `N` columns that has the values of the panel, and the sums are writable.
     #[inline(always)]
-    pub(crate) unsafe fn tile<
-        S: Simd,
+    pub(crate) unsafe fn multiply<
+        S: Tiles,
         const GROUP: usize,
         const BITS: u32,
+        const MINIMA: bool,
         const V: usize,
         const N: usize,
     >(
         &self,
         s: S,
-        layout: Layout,
-        tile: *const u8,
-    ) -> [[S::F; N]; V] {
+        tile: Tile,
+        sums: *mut f32,
+    ) {
         let words = S::tile_planes(BITS) == Planes::Words;
-        let parts = layout.parts(N);
-        let [bytes, scales, minima] = self.parts.each_ref().map(|part| part.as_ptr());
-        let (scales, minima) = (scales.cast::<f32>(), minima.cast::<f32>());
-        let groups = self.depth / GROUP;
-        let fours = GROUP / 4;
-        let mut out = [[s.splat(0.0); N]; V];
-        for group in 0..groups {
-            let block = group * GROUP / SCALE_GROUP;
-            // SAFETY: all offsets are inside the strips and the tile, by their layouts.
+        debug_assert_eq!((self.family.group, self.family.minima), (GROUP, MINIMA));
+        debug_assert_eq!(tile.width, N);
+        // Bytes of a column's value.
+        let value = if words { 2 } else { 1 };
+        let first = tile.first as *const u8;
+        let [factors, column_sums] = [tile.scales, tile.sums].map(|part| part as *const f32);
+        for index in 0..self.range.len() / GROUP {
+            let group = self.groups.skip(index, GROUP * value);
+            let columns = first.wrapping_add(index * GROUP * value * N);
+            // SAFETY: all offsets are inside the panel and the tile, by their layouts.
             unsafe {
-                let mut strips = [bytes.add(group * GROUP * STRIP); V];
-                for (v, strip) in strips.iter_mut().enumerate() {
-                    *strip = strip.add(v * self.depth * STRIP);
-                }
-                let planes = parts.planes.map(|plane| tile.add(plane + group * GROUP * N));
-                let both = words || *tile.add(parts.both_planes + block) != 0;
-                let mut dots = [[s.splat_int(0); N]; V];
-                dots = s.dot_tile::<BITS, 0, V, N>(dots, strips, planes[0], fours);
-                if both {
-                    if !words {
-                        for dots in &mut dots {
-                            for dots in dots {
-                                *dots = s.shl_int::<7>(*dots);
-                            }
-                        }
+                let mut dots = group.start::<S, V, N>(s);
+                let bytes = group.bytes.cast_const();
+                let fours = self.fours::<S, GROUP, BITS>();
+                dots = s.dot_tile::<BITS, V, N>(dots, bytes, columns, fours);
+                let factors = factors.add(index * GROUP / SCALE_GROUP * N);
+                for (v, dots) in dots.iter().enumerate() {
+                    let scale = s.load(group.scales.add(v * LANES));
+                    let mut minimum = scale;
+                    if MINIMA {
+                        minimum = s.load(group.minima.add(v * LANES));
                     }
-                    dots = s.dot_tile::<BITS, 1, V, N>(dots, strips, planes[1], fours);
-                }
-                let factors = tile.add(parts.scales).cast::<f32>().add(block * N);
-                let sums = tile.add(parts.sums(GROUP)).cast::<f32>().add(group * N);
-                for (v, out) in out.iter_mut().enumerate() {
-                    let at = (v * groups + group) * STRIP;
-                    let mut scale = s.load(scales.add(at));
-                    if both && !words {
-                        // The factors of bytes are those of the first plane.
-                        scale = s.mul(scale, s.splat(1.0 / 128.0));
-                    }
-                    for (column, out) in out.iter_mut().enumerate() {
+                    for (column, dots) in dots.iter().enumerate() {
+                        let sum = sums.add((column * V + v) * LANES);
                         let scaled = s.mul(scale, s.splat(*factors.add(column)));
-                        *out = s.fma(s.to_float(dots[v][column]), scaled, *out);
-                    }
-                    let minimum = s.load(minima.add(at));
-                    for (column, out) in out.iter_mut().enumerate() {
-                        *out = s.fma(minimum, s.splat(*sums.add(column)), *out);
+                        let mut total = s.fma(s.to_float(*dots), scaled, s.load(sum));
+                        if MINIMA {
+                            let column_sum = s.splat(*column_sums.add(index * N + column));
+                            total = s.fma(minimum, column_sum, total);
+                        }
+                        s.store(sum, total);
                     }
                 }
             }
         }
-        out
+    }
+
+    /// Adds the products with the second bytes of a band's columns to `sums`, `[columns][V][16 rows]`.
+    ///
+    /// # Safety
+    /// As [`Panel::multiply`]; `band` is one that has the values of the panel.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply_second<
+        S: Tiles,
+        const GROUP: usize,
+        const BITS: u32,
+        const V: usize,
+    >(
+        &self,
+        s: S,
+        band: Band,
+        sums: *mut f32,
+    ) {
+        if S::tile_planes(BITS) == Planes::Words {
+            return;
+        }
+        let [second, counts, lists] =
+            [band.second, band.counts, band.lists].map(|part| part as *const u8);
+        let scales = band.scales as *const f32;
+        for block in 0..self.range.len() / SCALE_GROUP {
+            // SAFETY: the lists are parts of the band.
+            let (list, scales) = unsafe {
+                let (count, at) = (usize::from(*counts.add(block)), block * band.width);
+                let list = std::slice::from_raw_parts(lists.add(at), count);
+                (list, std::slice::from_raw_parts(scales.add(at), count))
+            };
+            let places = list.chunks(COLUMN_STEP).zip(scales.chunks(COLUMN_STEP));
+            for (four, list) in places.enumerate() {
+                let columns = (block * band.width + four * COLUMN_STEP) * SCALE_GROUP;
+                for index in 0..SCALE_GROUP / GROUP {
+                    let group = self.groups.skip(block * (SCALE_GROUP / GROUP) + index, GROUP);
+                    let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
+                    let fours = self.fours::<S, GROUP, BITS>();
+                    // SAFETY: the group is one of the panel; the bytes and columns are the band's.
+                    unsafe { group.add_second::<S, BITS, V>(s, fours, list, columns, sums) };
+                }
+            }
+        }
+    }
+}
+
+impl Panel {
+    /// Fours of bytes of a group: unknown to the compiler but where sums of 16 bits take fewer.
+    #[inline(always)]
+    fn fours<S: Tiles, const GROUP: usize, const BITS: u32>(&self) -> usize {
+        let words = S::tile_planes(BITS) == Planes::Words;
+        if S::NARROW_BYTES && !words && BITS > 4 { GROUP / 4 } else { self.fours }
+    }
+}
+
+impl Groups {
+    /// Those of a strip.
+    fn strip(self, strip: usize) -> Self {
+        let (bytes, lanes) = (strip * 4 * LANES, strip * LANES);
+        Self {
+            bytes: self.bytes.wrapping_add(bytes),
+            scales: self.scales.wrapping_add(lanes),
+            minima: self.minima.wrapping_add(lanes),
+            starts: self.starts.wrapping_add(lanes),
+            strips: self.strips,
+        }
+    }
+
+    /// What the sums of the first group begin with.
+    ///
+    /// # Safety
+    /// The group is inside the panel, of `V` strips.
+    #[inline(always)]
+    unsafe fn start<S: Tiles, const V: usize, const N: usize>(self, s: S) -> [[S::I; N]; V] {
+        let mut dots = [[s.splat_int(0); N]; V];
+        if S::COLUMN_BIAS != 0 {
+            for (v, dots) in dots.iter_mut().enumerate() {
+                // SAFETY: by the contract.
+                let start = unsafe { s.load_bytes(self.starts.add(v * LANES).cast()) };
+                *dots = [s.ints(start); N];
+            }
+        }
+        dots
+    }
+
+    /// Adds the products of a group with the second bytes of the columns of a list.
+    ///
+    /// # Safety
+    /// As [`Panel::multiply_second`]; the list has at most [`COLUMN_STEP`] columns.
+    #[inline(always)]
+    unsafe fn add_second<S: Tiles, const BITS: u32, const V: usize>(
+        self,
+        s: S,
+        fours: usize,
+        (list, factors): (&[u8], &[f32]),
+        columns: *const u8,
+        sums: *mut f32,
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            let dots = self.start::<S, V, COLUMN_STEP>(s);
+            let bytes = self.bytes.cast_const();
+            let dots = s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, columns, fours);
+            for (v, dots) in dots.iter().enumerate() {
+                let scale = s.load(self.scales.add(v * LANES));
+                for (dots, (column, factor)) in dots.iter().zip(list.iter().zip(factors)) {
+                    let sum = sums.add((usize::from(*column) * V + v) * LANES);
+                    let scaled = s.mul(scale, s.splat(*factor));
+                    s.store(sum, s.fma(s.to_float(*dots), scaled, s.load(sum)));
+                }
+            }
+        }
     }
 }
 

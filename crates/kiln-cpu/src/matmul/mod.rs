@@ -1,8 +1,10 @@
 //! The inner parts of matrix products.
 
 pub(crate) mod activations;
+pub(crate) mod column_tiles;
 pub(crate) mod float;
 pub(crate) mod format;
+pub(crate) mod interleave;
 pub(crate) mod mat_mat;
 pub(crate) mod mat_vec;
 

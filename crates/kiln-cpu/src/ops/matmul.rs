@@ -1,12 +1,13 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Planes, Rows, Simd, with_simd};
+use crate::isa::{Isa, LANES, Planes, Rows, Simd, Tiles, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::{Layout, Packing, TileBytes, depth, pack_column};
+use crate::matmul::activations::{self, Layout, Packing, depth};
+use crate::matmul::column_tiles::BAND;
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::with_format;
-use crate::matmul::mat_mat::Family;
+use crate::matmul::mat_mat::{Family, Panel};
 use crate::matmul::mat_vec::{Order, RowFormat, RowKernel};
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
@@ -53,18 +54,21 @@ pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Rou
 
 /// The layout of the packed input of a route.
 pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize) -> Layout {
-    fn shape<S: Simd>(_: S) -> (usize, Planes) {
-        (S::COLUMNS, S::PLANES)
+    fn shape<S: Tiles>(_: S) -> (usize, Planes, u8) {
+        (S::COLUMNS, S::PLANES, S::COLUMN_BIAS)
     }
-    let (tile, planes) = with_simd!(isa, s => shape(s));
+    let (tile, planes, bias) = with_simd!(isa, s => shape(s));
     let few = mat_vec::padded_columns(m);
     let many = m.next_multiple_of(mat_mat::COLUMN_STEP);
     let family = Family::new(isa, weights.dtype);
     let (row_planes, order) = row_layout(isa, weights.dtype);
-    let planes = match (route, family) {
-        (Route::MatMat, Some(family)) => family.planes,
-        (Route::MatVec, _) => row_planes,
-        _ => planes,
+    let (planes, group) = match (route, family) {
+        (Route::MatMat, Some(family)) => {
+            // Groups without minima have no use for sums.
+            (family.planes, if family.minima { family.group } else { 32 })
+        }
+        (Route::MatVec, _) => (row_planes, 32),
+        _ => (planes, 32),
     };
     let (packing, columns, tile) = match route {
         Route::MatVec => (Packing::Column(order), 1, 1),
@@ -72,7 +76,7 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
     };
-    Layout { packing, planes, depth: depth(weights.k), columns, tile }
+    Layout { packing, planes, bias, group, depth: depth(weights.k), columns, tile }
 }
 
 /// How the row kernel of a block type wants its column.
@@ -144,24 +148,24 @@ impl Input {
     }
 }
 
-/// Packs a tile of the input.
-fn pack_tile(
+/// Packs part `piece.1` of the input into the buffer at `piece.0`.
+///
+/// # Safety
+/// As [`activations::pack`]; nobody writes the input meanwhile.
+unsafe fn pack_piece(
     isa: Isa,
     input: Input,
     layout: Layout,
-    index: usize,
-    bytes: &mut [u8],
+    piece: (*mut u8, usize),
     x: &mut [f32],
 ) {
-    let columns = layout.tile_at(index).0;
-    let mut tile = TileBytes { bytes, width: columns.len() };
-    with_simd!(isa, s => s.run(#[inline(always)] || {
-        for (column, row) in columns.enumerate() {
-            // SAFETY: the planner's hazards keep writers of the input out of this step.
-            unsafe { input.load(row, x) };
-            pack_column(layout, x, &mut tile, column);
+    with_simd!(isa, s => s.run(
+        #[inline(always)]
+        // SAFETY: the caller's.
+        || unsafe {
+            activations::pack(s, layout, piece, x, #[inline(always)] |row, x| input.load(row, x));
         }
-    }));
+    ));
 }
 
 /// Makes sure the workspace holds the packed input.
@@ -173,13 +177,11 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
     let workspace = lowering.workspace(layout.bytes());
     let isa = lowering.isa;
     let packed = workspace.clone();
-    lowering.tasks(Tasks::new(layout.tiles(), move |index, scratch| {
-        let (columns, start) = layout.tile_at(index);
-        let bytes = layout.parts(columns.len()).bytes;
-        // SAFETY: tiles are disjoint parts of the workspace, which this phase has alone.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(packed.start().add(start), bytes) };
+    lowering.tasks(Tasks::new(layout.pieces(), move |index, scratch| {
         let [x] = scratch.floats([layout.depth]);
-        pack_tile(isa, input, layout, index, bytes, x);
+        // SAFETY: pieces are disjoint parts of the workspace, which this phase has alone; the planner's
+        // hazards keep writers of the input out of this step.
+        unsafe { pack_piece(isa, input, layout, (packed.start(), index), x) };
     }));
     lowering.barrier();
     lowering.hold(held);
@@ -205,7 +207,9 @@ fn tasks_of_packed(
     let (isa, bytes) = (lowering.isa, layout.bytes());
     let preparation = lowering.prepare(input.key(layout), move |scratch| {
         let (out, [x]) = scratch.keep_beside(bytes, [layout.depth]);
-        pack_tile(isa, input, layout, 0, out, x);
+        // SAFETY: the buffer is as long as the layout says, and this thread's own; the planner's hazards
+        // keep writers of the input out of this step.
+        unsafe { pack_piece(isa, input, layout, (out.as_mut_ptr(), 0), x) };
     });
     let tasks = Tasks::new(count, move |task, scratch| {
         let packed = scratch.keep_beside(bytes, []).0.as_ptr();
@@ -334,7 +338,7 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
 /// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
 /// unpacked at once.
 pub(super) fn rows_per_task(isa: Isa, route: Route, weights: &Weights) -> usize {
-    fn strips<S: Simd>(_: S) -> usize {
+    fn strips<S: Tiles>(_: S) -> usize {
         S::STRIPS
     }
     const TASK_BYTES: usize = 32 * 1024;
@@ -370,22 +374,26 @@ macro_rules! with_tile_width {
     };
 }
 
-/// As [`with_constant`], for the kernels of a block type: values per scale, and bits.
+/// As [`with_constant`], for the kernels of a block type: values per scale, bits, and minima.
 macro_rules! with_family {
-    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident => $work:expr) => {
+    ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr) => {
         if const { $S::NARROW_BYTES } {
-            with_family!(@ $family, $GROUP, $BITS => $work,
-                [32, 4], [32, 5], [32, 8], [16, 4], [16, 6])
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
+                [32, 4, true], [32, 5, true], [32, 8, false], [16, 4, true], [16, 6, true])
+        } else if const { $S::SIGNED_WEIGHTS } {
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work,
+                [32, 8, true], [32, 8, false], [16, 8, true], [16, 8, false])
         } else {
-            with_family!(@ $family, $GROUP, $BITS => $work, [32, 8], [16, 8])
+            with_family!(@ $family, $GROUP, $BITS, $MINIMA => $work, [32, 8, true], [16, 8, true])
         }
     };
-    (@ $family:expr, $GROUP:ident, $BITS:ident => $work:expr,
-        $([$group:literal, $bits:literal]),*) => {
-        match ($family.group, $family.bits) {
-            $(($group, $bits) => {
+    (@ $family:expr, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr,
+        $([$group:literal, $bits:literal, $minima:literal]),*) => {
+        match ($family.group, $family.bits, $family.minima) {
+            $(($group, $bits, $minima) => {
                 const $GROUP: usize = $group;
                 const $BITS: u32 = $bits;
+                const $MINIMA: bool = $minima;
                 $work
             })*
             other => unreachable!("no kernel was planned for {other:?}"),
@@ -473,32 +481,69 @@ impl RowRange<'_> {
         }
     }
 
-    fn mat_mat<S: Simd>(&self, s: S, family: Family, scratch: &mut Scratch) {
+    fn mat_mat<S: Tiles>(&self, s: S, family: Family, scratch: &mut Scratch) {
         if const { S::STRIPS > 1 } {
-            self.panel::<S, 2>(s, family, scratch);
+            self.panels::<S, 2>(s, family, scratch);
         } else {
-            self.panel::<S, 1>(s, family, scratch);
+            self.panels::<S, 1>(s, family, scratch);
         }
     }
 
-    fn panel<S: Simd, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
-        let (weights, first, depth) = (&self.product.weights, self.rows.start, self.layout.depth);
-        let parts = scratch.parts(mat_mat::strip_bytes(depth, family.group, V));
-        let panel = mat_mat::Panel::unpack::<V>(family, weights, first, (depth, parts));
-        with_family!(family, S, GROUP, BITS => for (width, tile, start) in self.tiles() {
-            with_tile_width!(width, S, N => s.run(#[inline(always)] || {
-                // SAFETY: the panel was unpacked for this family; the tile has `N` columns.
-                let sums = unsafe {
-                    panel.tile::<S, GROUP, BITS, V, N>(s, self.layout, tile)
-                };
-                for (v, sums) in sums.into_iter().enumerate() {
-                    self.write_tile(s, [start, first + v * LANES], sums);
-                }
-            }));
-        });
+    fn panels<S: Tiles, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
+        let (weights, layout) = (&self.product.weights, self.layout);
+        let strips = (self.rows.start, V);
+        // Columns whose sums are kept at once.
+        let at_once = mat_mat::MAX_BANDS.min(layout.bands());
+        let sums = at_once * BAND * V * LANES * size_of::<f32>();
+        let [bytes, scales, minima, starts] = Panel::bytes(family, V);
+        let [bytes, scales, minima, starts, sums] =
+            scratch.parts([bytes, scales, minima, starts, sums]);
+        let (mut parts, sums) = ([bytes, scales, minima, starts], sums);
+        for first in (0..layout.bands()).step_by(at_once) {
+            let bands = first..layout.bands().min(first + at_once);
+            sums.fill(0);
+            let sums = sums.as_mut_ptr().cast::<f32>();
+            let sums_of = |column: usize| sums.wrapping_add((column - first * BAND) * V * LANES);
+            for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
+                let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
+                let panel = Panel::unpack(family, weights, strips, range, &mut parts);
+                with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
+                    for index in layout.tiles_of(band) {
+                        let tile = layout.tile(self.packed, start, index);
+                        let sums = sums_of(index * layout.tile);
+                        with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
+                            // SAFETY: the panel is one of this family; the tile has `N` columns.
+                            unsafe {
+                                panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums)
+                            };
+                        }));
+                    }
+                    let second = layout.band(self.packed, start, band);
+                    let sums = sums_of(band * BAND);
+                    // SAFETY: as above; the band has these columns.
+                    s.run(#[inline(always)] || unsafe {
+                        panel.multiply_second::<S, GROUP, BITS, V>(s, second, sums);
+                    });
+                });
+            }
+            s.run(
+                #[inline(always)]
+                || {
+                    for column in bands.start * BAND..self.product.m.min(bands.end * BAND) {
+                        for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
+                            // SAFETY: sums of a column; the rows are this task's alone.
+                            unsafe {
+                                let sum = s.load(sums_of(column).add(v * LANES));
+                                self.product.write(s, [column, row], sum);
+                            }
+                        }
+                    }
+                },
+            );
+        }
     }
 
-    fn float_mat_mat<S: Simd>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
+    fn float_mat_mat<S: Tiles>(&self, s: S, read: ReadChunk, scratch: &mut Scratch) {
         let [strip] = scratch.floats([mat_mat::float_strip_len(self.layout.depth)]);
         let first = self.rows.start;
         // SAFETY: the reader is that of the weights' type; the strip is long enough.

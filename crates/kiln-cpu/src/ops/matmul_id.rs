@@ -5,7 +5,7 @@ use super::matmul::{OutputRows, Product, RowRange, packed_layout, rows_per_task,
 use crate::exec::{Lowering, Tasks, Workspace};
 use crate::isa::{LANES, Simd, with_simd};
 use crate::matmul::Weights;
-use crate::matmul::activations::{TileBytes, pack_column};
+use crate::matmul::activations;
 use crate::view::View;
 use kiln_core::ops::MatmulId;
 
@@ -153,33 +153,25 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         // SAFETY: the table was built in the phase before.
         let Some(group) = (unsafe { table.group(index) }) else { return };
         let layout = layout_of(group.len as usize);
-        // SAFETY: the group's part of the workspace is this task's alone.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(table.packed(group), layout.bytes()) };
         let [x] = scratch.floats([layout.depth]);
         x.fill(0.0);
-        with_simd!(isa, s => s.run(#[inline(always)] || {
-            for (columns, start) in (0..layout.tiles()).map(|index| layout.tile_at(index)) {
-                let width = columns.len();
-                let len = layout.parts(width).bytes;
-                let mut tile = TileBytes { bytes: &mut bytes[start..start + len], width };
-                for (column, of_group) in columns.enumerate() {
-                    if of_group < group.len as usize {
-                        // SAFETY: the list has `len` slots; hazards keep writers of the input out.
-                        unsafe {
-                            let slot = *table.slot_list(group).add(of_group) as usize;
-                            let (row, of_row) = (slot / ids.last(), slot % ids.last());
-                            let x = &mut x[..matrix.k];
-                            if input.rank() == 2 {
-                                input.load([row], x);
-                            } else {
-                                input.load([row, of_row], x);
-                            }
-                        }
-                    } else {
-                        x.fill(0.0);
+        // SAFETY: the group's part of the workspace is this task's alone. The list has `len` slots;
+        // hazards keep writers of the input out.
+        with_simd!(isa, s => s.run(#[inline(always)] || unsafe {
+            for index in 0..layout.pieces() {
+                activations::pack(s, layout, (table.packed(group), index), x, #[inline(always)] |of_group, x| {
+                    if of_group >= group.len as usize {
+                        return x.fill(0.0);
                     }
-                    pack_column(layout, x, &mut tile, column);
-                }
+                    let slot = *table.slot_list(group).add(of_group) as usize;
+                    let (row, of_row) = (slot / ids.last(), slot % ids.last());
+                    let x = &mut x[..matrix.k];
+                    if input.rank() == 2 {
+                        input.load([row], x);
+                    } else {
+                        input.load([row, of_row], x);
+                    }
+                });
             }
         }));
     }));
