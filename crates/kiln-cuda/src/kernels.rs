@@ -206,7 +206,7 @@ impl Unit {
                 }
             }
             Unit::WgmmaMatmul => (
-                ops::matmul::GemmArgs::cuda(),
+                ops::wgmma_matmul::GemmArgs::cuda(),
                 &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
                 kernel_file!("wgmma_matmul.cu"),
             ),

@@ -15,6 +15,7 @@ pub(crate) mod rows;
 pub(crate) mod sampling;
 pub(crate) mod stream_mat_vec;
 pub(crate) mod weight;
+pub(crate) mod wgmma_matmul;
 
 use crate::lower::Lowering;
 use crate::view::View;
