@@ -37,22 +37,14 @@ fn enabled_vnni<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
 #[inline(always)]
-fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
+pub(super) fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
 /// Unlike `array::map`, always inlined.
 #[inline(always)]
-fn each<T: Copy, U>(v: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
+pub(super) fn each<T: Copy, U>(v: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
     [f(v[0]), f(v[1])]
 }
 

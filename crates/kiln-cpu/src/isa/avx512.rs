@@ -27,14 +27,6 @@ fn enabled<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
 /// The even quarters of both vectors, and the odd ones.
 #[inline(always)]
 fn split_quarters(a: __m512, b: __m512) -> [__m512; 2] {

@@ -4,6 +4,15 @@
 //! on every instruction set. A kernel runs inside [`Simd::run`], where the compiler may use the
 //! instructions of the token; all of it must be inlined there.
 
+/// Wraps intrinsics that only compute.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! compute {
+    ($e:expr) => {{
+        // SAFETY: the token proves that the instructions are there; no memory is touched.
+        unsafe { $e }
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -206,17 +206,9 @@ impl Product for I8mm {
     }
 }
 
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
 /// Unlike `array::map`, always inlined.
 #[inline(always)]
-fn each<T: Copy, U>(v: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
+pub(super) fn each<T: Copy, U>(v: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
     [f(v[0]), f(v[1]), f(v[2]), f(v[3])]
 }
 

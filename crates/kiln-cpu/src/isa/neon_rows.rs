@@ -4,14 +4,6 @@ use super::neon::{Neon, Product, widen_halves};
 use super::rows::Rows;
 use std::arch::aarch64::*;
 
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
 /// The f16 that is word `word` at four of the addresses, as f32.
 ///
 /// # Safety

@@ -1,28 +1,10 @@
 //! [`Rows`] on x86.
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, both, each};
 use super::avx512::Avx512Vnni;
 use super::rows::Rows;
 use super::{Planes, Simd};
 use std::arch::x86_64::*;
-
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
-#[inline(always)]
-fn each<T: Copy, U>(v: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
-    [f(v[0]), f(v[1])]
-}
-
-#[inline(always)]
-fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
-    [f(a[0], b[0]), f(a[1], b[1])]
-}
 
 /// The two bytes at each address.
 ///

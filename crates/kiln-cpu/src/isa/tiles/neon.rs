@@ -2,21 +2,8 @@
 
 use super::{LANES, Tiles};
 use crate::isa::Simd;
-use crate::isa::neon::{Neon, Product, transpose_block};
+use crate::isa::neon::{Neon, Product, each, transpose_block};
 use std::arch::aarch64::*;
-
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
-
-#[inline(always)]
-fn each<T: Copy, U>(v: [T; 4], f: impl Fn(T) -> U) -> [U; 4] {
-    [f(v[0]), f(v[1]), f(v[2]), f(v[3])]
-}
 
 impl<P: Product> Tiles for Neon<P> {
     const SIGNED_WEIGHTS: bool = P::SIGNED_WEIGHTS;

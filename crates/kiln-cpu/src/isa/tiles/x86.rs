@@ -2,17 +2,9 @@
 
 use super::{LANES, Tiles, dot_fours};
 use crate::isa::Simd;
-use crate::isa::avx2::Avx2;
+use crate::isa::avx2::{Avx2, each};
 use crate::isa::avx512::Avx512Vnni;
 use std::arch::x86_64::*;
-
-/// Wraps intrinsics that only compute.
-macro_rules! compute {
-    ($e:expr) => {{
-        // SAFETY: the token proves that the instructions are there; no memory is touched.
-        unsafe { $e }
-    }};
-}
 
 /// Bit `i` of each lane at byte `i`, for lanes of four equal bytes; from bit 4 on, shifted.
 const fn bit_pattern(first: u32) -> i32 {
@@ -22,11 +14,6 @@ const fn bit_pattern(first: u32) -> i32 {
 /// Picks byte `first / 8` of every lane four times.
 const fn byte_pattern(first: u32) -> i32 {
     (first / 8 * 0x0101_0101) as i32
-}
-
-#[inline(always)]
-fn each<T: Copy, U>(v: [T; 2], f: impl Fn(T) -> U) -> [U; 2] {
-    [f(v[0]), f(v[1])]
 }
 
 /// A tile of one strip with weights of at most 6 bits: products are summed in 16 bits.
