@@ -10,7 +10,7 @@ use super::column_tiles::{Band, Tile};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
-use crate::isa::{Isa, LANES, Planes, Simd, Tiles, with_simd};
+use crate::isa::{Isa, LANES, Planes, Simd, Tiles, prefetch, with_simd};
 use kiln_core::DType;
 use std::ops::Range;
 
@@ -26,11 +26,56 @@ pub(crate) const PANEL_DEPTH: usize = 512;
 /// Most bands of columns whose sums are kept at once.
 pub(crate) const MAX_BANDS: usize = 12;
 
+/// Most panels of a task.
+pub(crate) const MAX_PANELS: usize = 4;
+
 /// Values of a strip of f32 weights that are worked on at once: they stay in the nearest cache.
 const FLOAT_DEPTH: usize = 512;
 
 /// Unpacks values `range` of so many strips from row `first` on; past the last row, that row again.
 type UnpackPanel = unsafe fn(weights: &Weights, first: usize, range: Range<usize>, out: Groups);
+
+/// Asks for the packed weights of the next panel, some before each tile of columns: rows of a panel
+/// are short, and start where no stream of reads has come from.
+pub(crate) struct Ahead<'a> {
+    weights: &'a Weights,
+    rows: Range<usize>,
+    /// Bytes of each row, from line to line.
+    bytes: Range<usize>,
+    at: usize,
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Values `range` of the rows, in so many calls of [`Self::ask`].
+    pub(crate) fn new(weights: &'a Weights, rows: Range<usize>, range: Range<usize>, calls: usize) -> Self {
+        let bytes = |value: usize| {
+            value.min(weights.k) / weights.dtype.block_len() * weights.dtype.block_bytes()
+        };
+        let bytes = bytes(range.start)..bytes(range.end);
+        let lines = (rows.len() * bytes.len().div_ceil(LINE)).div_ceil(calls.max(1));
+        Self { weights, at: bytes.start, rows, bytes, lines }
+    }
+
+    /// Asks for the next lines.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self) {
+        for _ in 0..self.lines {
+            if self.rows.is_empty() || self.bytes.is_empty() {
+                return;
+            }
+            prefetch(self.weights.row(self.rows.start).wrapping_add(self.at));
+            self.at += LINE;
+            if self.at >= self.bytes.end {
+                self.at = self.bytes.start;
+                self.rows.start += 1;
+            }
+        }
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// What the kernels of a block type have in common.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use crate::matmul::activations::{self, Layout, Packing, depth};
 use crate::matmul::column_tiles::BAND;
 use crate::matmul::float::ReadChunk;
 use crate::matmul::format::with_format;
-use crate::matmul::mat_mat::{Family, Panel};
+use crate::matmul::mat_mat::{Ahead, Family, Panel};
 use crate::matmul::mat_vec::{Order, RowFormat, RowKernel};
 use crate::matmul::{float, mat_mat, mat_vec};
 use crate::ops::activation::activate;
@@ -323,7 +323,12 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
             // The second product is multiplied into what all tasks of the first have written.
             lowering.barrier();
         }
-        let rows = rows_per_task(isa, route, &weights[0]);
+        let mut rows = rows_per_task(isa, route, &weights[0]);
+        if route == Route::MatMat {
+            // Fewer panels where threads would have few tasks.
+            let tasks = weights[0].n / (TASKS_PER_THREAD * lowering.threads * rows);
+            rows *= tasks.clamp(1, mat_mat::MAX_PANELS);
+        }
         let count = weights[0].n.div_ceil(rows);
         tasks_of_packed(input, layout, count, lowering, move |task, packed, scratch| {
             for product in &products {
@@ -334,6 +339,9 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
         });
     }
 }
+
+/// Tasks that each thread should have at least, so that none waits long for another.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
 /// unpacked at once.
@@ -491,50 +499,63 @@ impl RowRange<'_> {
 
     fn panels<S: Tiles, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
         let (weights, layout) = (&self.product.weights, self.layout);
-        let strips = (self.rows.start, V);
+        // Panels that pass over a part of the columns one after the other, while it is in a cache.
+        let panels = self.rows.len().div_ceil(V * LANES);
         // Columns whose sums are kept at once.
         let at_once = mat_mat::MAX_BANDS.min(layout.bands());
-        let sums = at_once * BAND * V * LANES * size_of::<f32>();
+        let stride = at_once * BAND * V * LANES;
         let [bytes, scales, minima, starts] = Panel::bytes(family, V);
         let [bytes, scales, minima, starts, sums] =
-            scratch.parts([bytes, scales, minima, starts, sums]);
+            scratch.parts([bytes, scales, minima, starts, panels * stride * size_of::<f32>()]);
         let (mut parts, sums) = ([bytes, scales, minima, starts], sums);
         for first in (0..layout.bands()).step_by(at_once) {
             let bands = first..layout.bands().min(first + at_once);
             sums.fill(0);
             let sums = sums.as_mut_ptr().cast::<f32>();
-            let sums_of = |column: usize| sums.wrapping_add((column - first * BAND) * V * LANES);
+            let sums_of = |panel: usize, column: usize| {
+                sums.wrapping_add(panel * stride + (column - first * BAND) * V * LANES)
+            };
             for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
                 let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
-                let panel = Panel::unpack(family, weights, strips, range, &mut parts);
-                with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
-                    for index in layout.tiles_of(band) {
-                        let tile = layout.tile(self.packed, start, index);
-                        let sums = sums_of(index * layout.tile);
-                        with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
-                            // SAFETY: the panel is one of this family; the tile has `N` columns.
-                            unsafe {
-                                panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums)
-                            };
-                        }));
-                    }
-                    let second = layout.band(self.packed, start, band);
-                    let sums = sums_of(band * BAND);
-                    // SAFETY: as above; the band has these columns.
-                    s.run(#[inline(always)] || unsafe {
-                        panel.multiply_second::<S, GROUP, BITS, V>(s, second, sums);
+                for index in 0..panels {
+                    let strips = (self.rows.start + index * V * LANES, V);
+                    let next = if index + 1 < panels {
+                        (strips.0 + V * LANES, range.clone())
+                    } else {
+                        (self.rows.start, range.end..layout.depth.min(range.end + mat_mat::PANEL_DEPTH))
+                    };
+                    let mut ahead = Ahead::new(weights, next.0..self.rows.end.min(next.0 + V * LANES), next.1, layout.tiles_of(bands.start).len() * bands.len());
+                    let panel = Panel::unpack(family, weights, strips, range.clone(), &mut parts);
+                    with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
+                        for tile in layout.tiles_of(band) {
+                            ahead.ask();
+                            let sums = sums_of(index, tile * layout.tile);
+                            let tile = layout.tile(self.packed, start, tile);
+                            with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
+                                // SAFETY: the panel is one of this family; the tile has `N` columns.
+                                unsafe {
+                                    panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums)
+                                };
+                            }));
+                        }
+                        let second = layout.band(self.packed, start, band);
+                        let sums = sums_of(index, band * BAND);
+                        // SAFETY: as above; the band has these columns.
+                        s.run(#[inline(always)] || unsafe {
+                            panel.multiply_second::<S, GROUP, BITS, V>(s, second, sums);
+                        });
                     });
-                });
+                }
             }
             s.run(
                 #[inline(always)]
                 || {
                     for column in bands.start * BAND..self.product.m.min(bands.end * BAND) {
-                        for (v, row) in self.rows.clone().step_by(LANES).enumerate() {
+                        for (strip, row) in self.rows.clone().step_by(LANES).enumerate() {
                             // SAFETY: sums of a column; the rows are this task's alone.
                             unsafe {
-                                let sum = s.load(sums_of(column).add(v * LANES));
-                                self.product.write(s, [column, row], sum);
+                                let sum = sums_of(strip / V, column).add(strip % V * LANES);
+                                self.product.write(s, [column, row], s.load(sum));
                             }
                         }
                     }
