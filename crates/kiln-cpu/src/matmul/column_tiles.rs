@@ -33,7 +33,7 @@ pub(crate) struct Band {
     pub(crate) second: usize,
     /// f32 `[depth / 32][columns]`: scales.
     pub(crate) scales: usize,
-    /// Bytes `[depth / 32]`: how many columns there are.
+    /// Bytes `[depth / 32]`: how many columns there are, rounded up to a multiple of [`COLUMN_STEP`].
     pub(crate) counts: usize,
     /// Bytes `[depth / 32][columns]`: which of the band.
     pub(crate) lists: usize,
@@ -91,27 +91,47 @@ impl Layout {
         self.depth / PANEL_DEPTH * bytes(PANEL_DEPTH) + rest
     }
 
-    /// Address of the part that begins at `start` of the depth, and its depth.
+    /// The part of a buffer that begins at `start` of the depth.
     #[inline(always)]
-    fn part(&self, packed: *const u8, start: usize) -> (usize, usize) {
+    pub(crate) fn part(&self, packed: *const u8, start: usize) -> Part {
         let full = self.part_bytes(PANEL_DEPTH).iter().sum::<usize>();
-        (packed as usize + start / PANEL_DEPTH * full, PANEL_DEPTH.min(self.depth - start))
+        let (at, depth) = (packed as usize + start / PANEL_DEPTH * full, self.depth - start);
+        let depth = PANEL_DEPTH.min(depth);
+        Part {
+            layout: *self,
+            tiles: at,
+            bands: at + self.part_bytes(depth)[0],
+            depth,
+            strides: [tile_at(self, 0, depth, self.tile).1, band_at(self, 0, depth, BAND).1],
+        }
+    }
+}
+
+/// All columns in one part of the depth.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    layout: Layout,
+    /// Addresses of the first tile and of the first band.
+    tiles: usize,
+    bands: usize,
+    depth: usize,
+    /// Bytes of a full tile and of a full band.
+    strides: [usize; 2],
+}
+
+impl Part {
+    /// Tile `index`.
+    #[inline(always)]
+    pub(crate) fn tile(&self, index: usize) -> Tile {
+        let width = self.layout.tile.min(self.layout.columns - index * self.layout.tile);
+        tile_at(&self.layout, self.tiles + index * self.strides[0], self.depth, width).0
     }
 
-    /// Tile `index` of the part that begins at `start` of the depth, in a buffer.
+    /// Band `index`.
     #[inline(always)]
-    pub(crate) fn tile(&self, packed: *const u8, start: usize, index: usize) -> Tile {
-        let (part, depth) = self.part(packed, start);
-        let at = part + index * tile_at(self, 0, depth, self.tile).1;
-        tile_at(self, at, depth, self.tile.min(self.columns - index * self.tile)).0
-    }
-
-    /// Band `index` of the part that begins at `start` of the depth, in a buffer.
-    #[inline(always)]
-    pub(crate) fn band(&self, packed: *const u8, start: usize, index: usize) -> Band {
-        let (part, depth) = self.part(packed, start);
-        let at = part + self.part_bytes(depth)[0] + index * band_at(self, 0, depth, BAND).1;
-        band_at(self, at, depth, BAND.min(self.columns - index * BAND)).0
+    pub(crate) fn band(&self, index: usize) -> Band {
+        let width = BAND.min(self.layout.columns - index * BAND);
+        band_at(&self.layout, self.bands + index * self.strides[1], self.depth, width).0
     }
 }
 
@@ -132,8 +152,9 @@ pub(super) unsafe fn pack<S: Tiles>(
     let finite = limit.is_finite();
     for (part, x) in x.chunks(PANEL_DEPTH).enumerate() {
         let start = part * PANEL_DEPTH;
-        let tile = layout.tile(packed, start, index * (BAND / layout.tile) + column / layout.tile);
-        let band = layout.band(packed, start, index);
+        let columns = layout.part(packed, start);
+        let tile = columns.tile(index * (BAND / layout.tile) + column / layout.tile);
+        let band = columns.band(index);
         for (first, blocks) in x.as_chunks::<SCALE_GROUP>().0.chunks(LANES).enumerate() {
             let ranges = Ranges::new(s, blocks);
             for (i, x) in blocks.iter().enumerate() {
@@ -151,6 +172,10 @@ pub(super) unsafe fn pack<S: Tiles>(
                     }
                 }
             }
+        }
+        if layout.planes == Planes::Bytes && column + 1 == band.width {
+            // SAFETY: the band has so many blocks, and all its columns are there.
+            unsafe { (0..x.len() / SCALE_GROUP).for_each(|block| band.fill(block)) };
         }
     }
 }
@@ -209,6 +234,26 @@ impl Band {
                 let four = (at - place % COLUMN_STEP) * (SCALE_GROUP / 4);
                 let to = (self.second as *mut u32).add(four + place % COLUMN_STEP);
                 put_fours(to, COLUMN_STEP, &q.parts[1], u32::from_ne_bytes([layout.bias; 4]));
+            }
+        }
+    }
+}
+
+impl Band {
+    /// Rounds the list of a block up to whole steps, with columns of scale zero.
+    ///
+    /// # Safety
+    /// The band is one of a buffer of the layout, and has the block.
+    #[inline(always)]
+    unsafe fn fill(&self, block: usize) {
+        // SAFETY: by the contract; the width is a multiple of the step.
+        unsafe {
+            let count = (self.counts as *mut u8).add(block);
+            let places = usize::from(*count)..usize::from(*count).next_multiple_of(COLUMN_STEP);
+            *count = places.end as u8;
+            for at in places.map(|place| block * self.width + place) {
+                *(self.lists as *mut u8).add(at) = 0;
+                (self.scales as *mut f32).add(at).write(0.0);
             }
         }
     }

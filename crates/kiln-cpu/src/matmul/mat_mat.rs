@@ -266,21 +266,18 @@ impl Panel {
             [band.second, band.counts, band.lists].map(|part| part as *const u8);
         let scales = band.scales as *const f32;
         for block in 0..self.range.len() / SCALE_GROUP {
-            // SAFETY: the lists are parts of the band.
-            let (list, scales) = unsafe {
-                let (count, at) = (usize::from(*counts.add(block)), block * band.width);
-                let list = std::slice::from_raw_parts(lists.add(at), count);
-                (list, std::slice::from_raw_parts(scales.add(at), count))
-            };
-            let places = list.chunks(COLUMN_STEP).zip(scales.chunks(COLUMN_STEP));
-            for (four, list) in places.enumerate() {
-                let columns = (block * band.width + four * COLUMN_STEP) * SCALE_GROUP;
-                for index in 0..SCALE_GROUP / GROUP {
-                    let group = self.groups.skip(block * (SCALE_GROUP / GROUP) + index, GROUP);
-                    let columns = second.wrapping_add(columns + index * GROUP * COLUMN_STEP);
-                    let fours = self.fours::<S, GROUP, BITS>();
-                    // SAFETY: the group is one of the panel; the bytes and columns are the band's.
-                    unsafe { group.add_second::<S, BITS, V>(s, fours, list, columns, sums) };
+            // SAFETY: the counts and the lists are parts of the band; whole steps of columns are listed.
+            unsafe {
+                let first = block * band.width;
+                for at in (first..first + usize::from(*counts.add(block))).step_by(COLUMN_STEP) {
+                    let list = lists.add(at).cast::<[u8; COLUMN_STEP]>().read();
+                    let factors = scales.add(at).cast::<[f32; COLUMN_STEP]>();
+                    for index in 0..SCALE_GROUP / GROUP {
+                        let group = self.groups.skip(block * (SCALE_GROUP / GROUP) + index, GROUP);
+                        let columns = second.add(at * SCALE_GROUP + index * GROUP * COLUMN_STEP);
+                        let fours = self.fours_of_step::<S, GROUP, BITS>();
+                        group.add_second::<S, BITS, V>(s, fours, (list, factors), columns, sums);
+                    }
                 }
             }
         }
@@ -293,6 +290,12 @@ impl Panel {
     fn fours<S: Tiles, const GROUP: usize, const BITS: u32>(&self) -> usize {
         let words = S::tile_planes(BITS) == Planes::Words;
         if S::NARROW_BYTES && !words && BITS > 4 { GROUP / 4 } else { self.fours }
+    }
+
+    /// As [`Self::fours`], for a few columns: the sums stay in registers.
+    #[inline(always)]
+    fn fours_of_step<S: Tiles, const GROUP: usize, const BITS: u32>(&self) -> usize {
+        if S::NARROW_BYTES { self.fours::<S, GROUP, BITS>() } else { GROUP / 4 }
     }
 }
 
@@ -329,13 +332,13 @@ impl Groups {
     /// Adds the products of a group with the second bytes of the columns of a list.
     ///
     /// # Safety
-    /// As [`Panel::multiply_second`]; the list has at most [`COLUMN_STEP`] columns.
+    /// As [`Panel::multiply_second`].
     #[inline(always)]
     unsafe fn add_second<S: Tiles, const BITS: u32, const V: usize>(
         self,
         s: S,
         fours: usize,
-        (list, factors): (&[u8], &[f32]),
+        (list, factors): ([u8; COLUMN_STEP], *const [f32; COLUMN_STEP]),
         columns: *const u8,
         sums: *mut f32,
     ) {
@@ -346,9 +349,9 @@ impl Groups {
             let dots = s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, columns, fours);
             for (v, dots) in dots.iter().enumerate() {
                 let scale = s.load(self.scales.add(v * LANES));
-                for (dots, (column, factor)) in dots.iter().zip(list.iter().zip(factors)) {
-                    let sum = sums.add((usize::from(*column) * V + v) * LANES);
-                    let scaled = s.mul(scale, s.splat(*factor));
+                for (at, dots) in dots.iter().enumerate() {
+                    let sum = sums.add((usize::from(list[at]) * V + v) * LANES);
+                    let scaled = s.mul(scale, s.splat((*factors)[at]));
                     s.store(sum, s.fma(s.to_float(*dots), scaled, s.load(sum)));
                 }
             }

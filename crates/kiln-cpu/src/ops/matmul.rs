@@ -517,6 +517,7 @@ impl RowRange<'_> {
             };
             for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
                 let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
+                let columns = layout.part(self.packed, start);
                 for index in 0..panels {
                     let strips = (self.rows.start + index * V * LANES, V);
                     let next = if index + 1 < panels {
@@ -530,7 +531,7 @@ impl RowRange<'_> {
                         for tile in layout.tiles_of(band) {
                             ahead.ask();
                             let sums = sums_of(index, tile * layout.tile);
-                            let tile = layout.tile(self.packed, start, tile);
+                            let tile = columns.tile(tile);
                             with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
                                 // SAFETY: the panel is one of this family; the tile has `N` columns.
                                 unsafe {
@@ -538,7 +539,7 @@ impl RowRange<'_> {
                                 };
                             }));
                         }
-                        let second = layout.band(self.packed, start, band);
+                        let second = columns.band(band);
                         let sums = sums_of(index, band * BAND);
                         // SAFETY: as above; the band has these columns.
                         s.run(#[inline(always)] || unsafe {
