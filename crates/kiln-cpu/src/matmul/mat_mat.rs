@@ -6,7 +6,7 @@
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
-use super::column_tiles::{Band, Tile};
+use super::column_tiles::{BAND, Band, Tile};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
@@ -47,13 +47,20 @@ pub(crate) struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    /// Values `range` of the rows, in so many calls of [`Self::ask`].
-    pub(crate) fn new(weights: &'a Weights, rows: Range<usize>, range: Range<usize>, calls: usize) -> Self {
+    /// Of a panel of `V` strips from a row and a place in the depth on, while so many bands pass.
+    pub(crate) fn new<const V: usize>(
+        (weights, row): (&'a Weights, usize),
+        start: usize,
+        layout: Layout,
+        bands: usize,
+    ) -> Self {
         let bytes = |value: usize| {
             value.min(weights.k) / weights.dtype.block_len() * weights.dtype.block_bytes()
         };
-        let bytes = bytes(range.start)..bytes(range.end);
-        let lines = (rows.len() * bytes.len().div_ceil(LINE)).div_ceil(calls.max(1));
+        let bytes = bytes(start)..bytes(start + PANEL_DEPTH);
+        let rows = row..weights.n.min(row + V * LANES);
+        let lines = rows.len() * bytes.len().div_ceil(LINE);
+        let lines = lines.div_ceil(bands * (BAND / layout.tile));
         Self { weights, at: bytes.start, rows, bytes, lines }
     }
 

@@ -260,6 +260,15 @@ pub(super) struct Product {
 }
 
 impl Product {
+    /// The sums, multiplied by what the gate makes of the product before.
+    #[inline(always)]
+    fn gated<S: Simd>(&self, s: S, before: S::F, sums: S::F) -> S::F {
+        match self.gate {
+            Some(activation) => s.mul(activate(s, activation, before), sums),
+            None => sums,
+        }
+    }
+
     /// Writes the sums of up to 16 rows of one column.
     ///
     /// # Safety
@@ -277,11 +286,7 @@ impl Product {
                 std::ptr::copy_nonoverlapping(to, part.as_mut_ptr(), rows);
                 part.as_mut_ptr()
             };
-            let values = match self.gate {
-                Some(activation) => s.mul(activate(s, activation, s.load(at)), sums),
-                None => sums,
-            };
-            s.store(at, values);
+            s.store(at, self.gated(s, s.load(at), sums));
             if rows != LANES {
                 std::ptr::copy_nonoverlapping(at, to, rows);
             }
@@ -327,15 +332,13 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
         if route == Route::MatMat {
             // Fewer panels where threads would have few tasks.
             let tasks = weights[0].n / (TASKS_PER_THREAD * lowering.threads * rows);
-            rows *= tasks.clamp(1, mat_mat::MAX_PANELS);
+            rows *= tasks.clamp(1, mat_mat::MAX_PANELS / products.len());
         }
         let count = weights[0].n.div_ceil(rows);
         tasks_of_packed(input, layout, count, lowering, move |task, packed, scratch| {
-            for product in &products {
-                let first = task * rows;
-                let rows = first..product.weights.n.min(first + rows);
-                RowRange { product, rows, layout, packed }.run(isa, route, scratch);
-            }
+            let rows = task * rows..products[0].weights.n.min((task + 1) * rows);
+            let range = RowRange { product: &products[0], then: &products[1..], rows, layout, packed };
+            range.run(isa, route, scratch);
         });
     }
 }
@@ -410,8 +413,11 @@ macro_rules! with_family {
 }
 
 /// Rows of a product, with the packed input.
+#[derive(Clone)]
 pub(super) struct RowRange<'a> {
     pub(super) product: &'a Product,
+    /// Products of the same rows and the same input, for the same output.
+    pub(super) then: &'a [Product],
     pub(super) rows: Range<usize>,
     pub(super) layout: Layout,
     pub(super) packed: *const u8,
@@ -420,6 +426,13 @@ pub(super) struct RowRange<'a> {
 impl RowRange<'_> {
     pub(super) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
         let dtype = self.product.weights.dtype;
+        let one_kernel = self.then.iter().all(|then| then.weights.dtype == dtype);
+        if let Some((product, then)) = self.then.split_first()
+            && !(one_kernel && route == Route::MatMat)
+        {
+            RowRange { then: &[], ..self.clone() }.run(isa, route, scratch);
+            return RowRange { product, then, ..self.clone() }.run(isa, route, scratch);
+        }
         match (route, Family::new(isa, dtype)) {
             (Route::MatVec, Some(_)) => {
                 with_format!(dtype, F => with_simd!(isa, s => self.one_column::<_, F>(s)), else => ());
@@ -498,9 +511,16 @@ impl RowRange<'_> {
     }
 
     fn panels<S: Tiles, const V: usize>(&self, s: S, family: Family, scratch: &mut Scratch) {
-        let (weights, layout) = (&self.product.weights, self.layout);
-        // Panels that pass over a part of the columns one after the other, while it is in a cache.
-        let panels = self.rows.len().div_ceil(V * LANES);
+        let layout = self.layout;
+        // Panels that pass over a part of the columns one after the other, while it is in a cache:
+        // those of the first product, then those of the next.
+        let of_product = self.rows.len().div_ceil(V * LANES);
+        let panels = of_product * (1 + self.then.len());
+        let panel = |index: usize| {
+            let (product, first) = (index / of_product, index % of_product * V * LANES);
+            let product = if product == 0 { self.product } else { &self.then[product - 1] };
+            (&product.weights, self.rows.start + first)
+        };
         // Columns whose sums are kept at once.
         let at_once = mat_mat::MAX_BANDS.min(layout.bands());
         let stride = at_once * BAND * V * LANES;
@@ -516,17 +536,14 @@ impl RowRange<'_> {
                 sums.wrapping_add(panel * stride + (column - first * BAND) * V * LANES)
             };
             for start in (0..layout.depth).step_by(mat_mat::PANEL_DEPTH) {
-                let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
                 let columns = layout.part(self.packed, start);
                 for index in 0..panels {
-                    let strips = (self.rows.start + index * V * LANES, V);
-                    let next = if index + 1 < panels {
-                        (strips.0 + V * LANES, range.clone())
-                    } else {
-                        (self.rows.start, range.end..layout.depth.min(range.end + mat_mat::PANEL_DEPTH))
-                    };
-                    let mut ahead = Ahead::new(weights, next.0..self.rows.end.min(next.0 + V * LANES), next.1, layout.tiles_of(bands.start).len() * bands.len());
-                    let panel = Panel::unpack(family, weights, strips, range.clone(), &mut parts);
+                    let (weights, row) = panel(index);
+                    let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
+                    let (next, from) =
+                        if index + 1 < panels { (index + 1, start) } else { (0, range.end) };
+                    let mut ahead = Ahead::new::<V>(panel(next), from, layout, bands.len());
+                    let panel = Panel::unpack(family, weights, (row, V), range, &mut parts);
                     with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
                         for tile in layout.tiles_of(band) {
                             ahead.ask();
@@ -553,10 +570,15 @@ impl RowRange<'_> {
                 || {
                     for column in bands.start * BAND..self.product.m.min(bands.end * BAND) {
                         for (strip, row) in self.rows.clone().step_by(LANES).enumerate() {
+                            let at = sums_of(strip / V, column).wrapping_add(strip % V * LANES);
                             // SAFETY: sums of a column; the rows are this task's alone.
                             unsafe {
-                                let sum = sums_of(strip / V, column).add(strip % V * LANES);
-                                self.product.write(s, [column, row], s.load(sum));
+                                let mut sum = s.load(at);
+                                for (index, product) in self.then.iter().enumerate() {
+                                    let next = s.load(at.add((index + 1) * of_product * stride));
+                                    sum = product.gated(s, sum, next);
+                                }
+                                self.product.write(s, [column, row], sum);
                             }
                         }
                     }
