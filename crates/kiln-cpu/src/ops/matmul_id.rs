@@ -195,7 +195,8 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         let (end, step) = (matrix.n.min((block + 1) * rows), rows_per_task(isa, route, &matrix));
         for first in (block * rows..end).step_by(step) {
             let rows = first..end.min(first + step);
-            RowRange { product: &product, then: &[], rows, layout, packed }.run(isa, route, scratch);
+            RowRange { product: &product, then: &[], rows, layout, packed }
+                .run(isa, route, scratch);
         }
     }));
 }
