@@ -346,7 +346,7 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
 }
 
 /// Tasks that each thread should have at least, so that none waits long for another.
-const TASKS_PER_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 16;
 
 /// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
 /// unpacked at once.
