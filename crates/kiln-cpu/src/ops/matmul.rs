@@ -263,9 +263,9 @@ pub(super) struct Product {
 impl Product {
     /// The sums, multiplied by what the gate makes of the product before.
     #[inline(always)]
-    fn gated<S: Simd>(&self, s: S, before: S::F, sums: S::F) -> S::F {
+    fn gated<S: Simd>(&self, s: S, before: impl FnOnce() -> S::F, sums: S::F) -> S::F {
         match self.gate {
-            Some(activation) => s.mul(activate(s, activation, before), sums),
+            Some(activation) => s.mul(activate(s, activation, before()), sums),
             None => sums,
         }
     }
@@ -287,7 +287,14 @@ impl Product {
                 std::ptr::copy_nonoverlapping(to, part.as_mut_ptr(), rows);
                 part.as_mut_ptr()
             };
-            s.store(at, self.gated(s, s.load(at), sums));
+            // Outputs that are not read are seldom in a cache.
+            let values = self.gated(
+                s,
+                #[inline(always)]
+                || s.load(at),
+                sums,
+            );
+            s.store(at, values);
             if rows != LANES {
                 std::ptr::copy_nonoverlapping(at, to, rows);
             }

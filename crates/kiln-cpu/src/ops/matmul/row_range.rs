@@ -226,7 +226,12 @@ impl RowRange<'_> {
                                 let mut sum = s.load(at);
                                 for (index, product) in self.then.iter().enumerate() {
                                     let next = s.load(at.add((index + 1) * of_product * stride));
-                                    sum = product.gated(s, sum, next);
+                                    sum = product.gated(
+                                        s,
+                                        #[inline(always)]
+                                        || sum,
+                                        next,
+                                    );
                                 }
                                 self.product.write(s, [column, row], sum);
                             }
