@@ -30,14 +30,10 @@ template <class W> __device__ void dequantize(const TileArgs& args) {
     if (at < count) {
         const u64 row = at / args.blocks;
         const u32 block = at % args.blocks;
-        float v[32];
-        Tile<W>::values(args, Tile<W>::load(args, 0, row, block), 0, row, block, v);
+        uint4 v[4];
+        Tile<W>::bf16_pieces(Tile<W>::load(args, 0, row, block), block, v);
         #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            mine[lane * 4 + (i ^ (lane >> 1 & 3))] = make_uint4(
-                pack2<bf16>(v[8 * i], v[8 * i + 1]), pack2<bf16>(v[8 * i + 2], v[8 * i + 3]),
-                pack2<bf16>(v[8 * i + 4], v[8 * i + 5]), pack2<bf16>(v[8 * i + 6], v[8 * i + 7]));
-        }
+        for (int i = 0; i < 4; ++i) mine[lane * 4 + (i ^ (lane >> 1 & 3))] = v[i];
     }
     __syncwarp();
     const u64 first = at - lane;

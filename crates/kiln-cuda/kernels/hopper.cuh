@@ -35,6 +35,20 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }
 
+// Arrives at the same barrier of another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u64* barrier, u32 block) {
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
+        :: "r"(shared_address(barrier)), "r"(block) : "memory");
+}
+__device__ __forceinline__ u32 block_of_cluster() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // What threads wrote to shared memory, before warpgroup products read it.
 __device__ __forceinline__ void shared_writes_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -42,6 +56,8 @@ __device__ __forceinline__ void shared_writes_done() { asm volatile("fence.proxy
 __device__ __forceinline__ u64 swizzled_rows(const void* p) {
     return u64(shared_address(p) >> 4 & 0x3fff) | u64(1) << 16 | u64(64) << 32 | u64(1) << 62;
 }
+// Where piece `piece` of 16 bytes of row `row` lies in it.
+__device__ __forceinline__ u8* swizzled_place(u8* rows, u32 row, u32 piece) { return rows + row * 128 + ((piece ^ row) & 7) * 16; }
 __device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }

@@ -12,19 +12,6 @@ __device__ __forceinline__ void copy_box_to_both(void* to, const TensorMap* map,
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
         :: "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(head), "r"(batch), "r"(shared_address(barrier)), "h"(u16(3)) : "memory");
 }
-// Arrives at the same barrier of another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u64* barrier, u32 block) {
-    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}"
-        :: "r"(shared_address(barrier)), "r"(block) : "memory");
-}
-__device__ __forceinline__ u32 block_of_cluster() {
-    u32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
 
 __device__ __forceinline__ void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 __device__ __forceinline__ void named_arrive(u32 id, u32 threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }

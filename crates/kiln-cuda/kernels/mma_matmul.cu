@@ -28,14 +28,10 @@ template <class W> __device__ void mma_matmul(const TileArgs& args) {
     };
     auto place = [&](u32 block, int stage) {
         if (weights) {
-            float v[32];
-            Tile<W>::values(args, raw, rows.expert, weight_row, block, v);
+            uint4 v[4];
+            Tile<W>::bf16_pieces(raw, block, v);
             #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                *(uint4*)&ws[stage][thread][8 * i] = make_uint4(
-                    pack2<bf16>(v[8 * i], v[8 * i + 1]), pack2<bf16>(v[8 * i + 2], v[8 * i + 3]),
-                    pack2<bf16>(v[8 * i + 4], v[8 * i + 5]), pack2<bf16>(v[8 * i + 6], v[8 * i + 7]));
-            }
+            for (int i = 0; i < 4; ++i) *(uint4*)&ws[stage][thread][8 * i] = v[i];
         }
         copy_async_wait<0>();
     };

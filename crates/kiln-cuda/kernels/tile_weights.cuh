@@ -10,6 +10,8 @@ template <class W> struct Tile {
     static __device__ __forceinline__ void values(const TileArgs& args, const Raw& raw, u64 expert, u64 row, u32 block, float (&v)[32]) {
         ::values<W>(raw, ((expert * args.n + row) * args.blocks + block) & 7, v);
     }
+    // Of formats that number their blocks, rows have a multiple of 8.
+    static __device__ __forceinline__ void bf16_pieces(const Raw& raw, u32 block, uint4 (&v)[4]) { bf16_values<W>(raw, block & 7, v); }
 };
 
 template <class T> struct FloatTile {
@@ -34,6 +36,13 @@ template <class T> struct FloatTile {
     static __device__ __forceinline__ void values(const TileArgs&, const Raw& raw, u64, u64, u32, float (&v)[32]) {
         #pragma unroll
         for (int i = 0; i < 32; ++i) v[i] = raw.v[i];
+    }
+    static __device__ __forceinline__ void bf16_pieces(const Raw& raw, u32, uint4 (&v)[4]) {
+        #pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float* x = raw.v + 8 * i;
+            v[i] = make_uint4(pack2<bf16>(x[0], x[1]), pack2<bf16>(x[2], x[3]), pack2<bf16>(x[4], x[5]), pack2<bf16>(x[6], x[7]));
+        }
     }
 };
 template <> struct Tile<float> : FloatTile<float> {};

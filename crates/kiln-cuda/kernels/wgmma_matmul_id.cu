@@ -8,9 +8,6 @@ template <class W> struct ExpertGemm {
     // Blocks of weights that a thread waits for at once, as registers allow.
     static constexpr u32 AHEAD = sizeof(Raw) <= 48 ? 4 : 1;
 
-    // Row r of a factor lies in the 128-byte swizzle.
-    static __device__ __forceinline__ u8* place(u8* factor, u32 row, u32 piece) { return factor + row * 128 + ((piece ^ row) & 7) * 16; }
-
     static __device__ __forceinline__ void produce(const TileArgs& args, const TileRows& rows, u64 column, u8* stages, u64* full, u64* empty) {
         const u32 thread = threadIdx.x, row = thread % 128, half = thread / 128, piece = thread % 8;
         const u32 steps = (args.blocks + 1) / 2;
@@ -35,30 +32,26 @@ template <class W> struct ExpertGemm {
                 u8* xs = stages + stage * 2 * FACTOR;
                 u8* ws = xs + FACTOR;
                 #pragma unroll
-                for (u32 i = 0; i < 4; ++i) copy_async16(place(xs, thread / 8 + 32 * i, piece), x[i] + step * 128, step * 2 + piece / 4 < args.blocks);
+                for (u32 i = 0; i < 4; ++i) copy_async16(swizzled_place(xs, thread / 8 + 32 * i, piece), x[i] + step * 128, step * 2 + piece / 4 < args.blocks);
                 copy_async_commit();
-                float v[32] = {};
-                if (block < args.blocks) Tile<W>::values(args, raw[ahead], rows.expert, weight_row, block, v);
+                uint4 v[4] = {};
+                if (block < args.blocks) Tile<W>::bf16_pieces(raw[ahead], block, v);
                 #pragma unroll
-                for (u32 i = 0; i < 4; ++i) {
-                    *(uint4*)place(ws, row, half * 4 + i) = make_uint4(
-                        pack2<bf16>(v[8 * i], v[8 * i + 1]), pack2<bf16>(v[8 * i + 2], v[8 * i + 3]),
-                        pack2<bf16>(v[8 * i + 4], v[8 * i + 5]), pack2<bf16>(v[8 * i + 6], v[8 * i + 7]));
-                }
+                for (u32 i = 0; i < 4; ++i) *(uint4*)swizzled_place(ws, row, half * 4 + i) = v[i];
                 ask(step + AHEAD, raw[ahead]);
                 // The copies of the step before have ended.
                 if (step > 0) {
                     copy_async_wait<1>();
-                    shared_writes_done();
-                    barrier_arrive(&full[before]);
+                    __syncwarp();
+                    if (thread % 32 == 0) barrier_arrive(&full[before]);
                 }
                 before = stage;
                 if (++stage == STAGES) { stage = 0; phase ^= 1; }
             }
         }
         copy_async_wait<0>();
-        shared_writes_done();
-        barrier_arrive(&full[before]);
+        __syncwarp();
+        if (thread % 32 == 0) barrier_arrive(&full[before]);
     }
 
     static __device__ __forceinline__ void multiply(const TileArgs& args, const TileRows& rows, u64 column, const u8* stages, u64* full, u64* empty) {
@@ -68,6 +61,8 @@ template <class W> struct ExpertGemm {
         u32 stage = 0, phase = 0, before = 0;
         for (u32 step = 0; step < steps; ++step) {
             barrier_wait(&full[stage], phase);
+            // Here and not where they write: it would wait for the weights that they have asked for.
+            shared_writes_done();
             const u8* x = stages + stage * 2 * FACTOR;
             const u64 a = swizzled_rows(x + half * 64 * BK * 2), b = swizzled_rows(x + FACTOR);
             warpgroup_begin();
@@ -104,7 +99,7 @@ template <class W> struct ExpertGemm {
         __shared__ u64 full[STAGES], empty[STAGES];
         if (threadIdx.x == 0) {
             for (u32 i = 0; i < STAGES; ++i) {
-                barrier_init(&full[i], PRODUCERS);
+                barrier_init(&full[i], PRODUCERS / 32);
                 barrier_init(&empty[i], 2);
             }
             barrier_init_fence();

@@ -47,6 +47,8 @@ pub enum Unit {
     FlashAttention(u32),
     /// Few rows by weights of a quantised type, on Hopper alone.
     StreamMatVec(DType),
+    /// Products of some rows by weights of a quantised type, with tiles of so many columns, on Hopper alone.
+    DequantMatmul(DType, u32),
     /// Products of many rows, on Hopper alone.
     WgmmaMatmul,
     /// Expert-routed products of many rows by weights of a type, on Hopper alone.
@@ -64,6 +66,7 @@ const HOPPER: &str = include_str!("../kernels/hopper.cuh");
 const HOPPER_ATTENTION: &str = include_str!("../kernels/hopper_attention.cuh");
 const WEIGHTS: &str = include_str!("../kernels/weights.cuh");
 const DOT: &str = include_str!("../kernels/dot.cuh");
+const BF16_WEIGHTS: &str = include_str!("../kernels/bf16_weights.cuh");
 const TILE_WEIGHTS: &str = include_str!("../kernels/tile_weights.cuh");
 
 /// A part of a unit's text, with the name that messages give it.
@@ -97,6 +100,9 @@ impl Unit {
         for unit in [Unit::ExactMatmul, Unit::MmaMatmul, Unit::Dequantize, Unit::WgmmaMatmulId] {
             units.extend(DType::WEIGHTS.map(unit));
         }
+        for columns in ops::dequant_matmul::COLUMNS {
+            units.extend(DType::QUANTIZED.map(|dtype| Unit::DequantMatmul(dtype, columns)));
+        }
         units.extend(HEAD_DIMS.map(Unit::FlashAttention));
         units.push(Unit::WgmmaMatmul);
         units.extend(HEAD_DIMS.map(Unit::FlashAttentionWgmma));
@@ -125,12 +131,16 @@ impl Unit {
                 | Unit::WgmmaMatmulId(_)
                 | Unit::FlashAttentionWgmma(_)
                 | Unit::StreamMatVec(_)
+                | Unit::DequantMatmul(..)
         )
     }
 
-    /// Whether its kernels are products of few rows.
+    /// Whether its kernels are products that wait for weights.
     pub(crate) fn is_mat_vec(self) -> bool {
-        matches!(self, Unit::MatVec(_) | Unit::StreamMatVec(_) | Unit::FloatMatVec)
+        matches!(
+            self,
+            Unit::MatVec(_) | Unit::StreamMatVec(_) | Unit::FloatMatVec | Unit::DequantMatmul(..)
+        )
     }
 
     /// Whether its kernels are products on tiles.
@@ -143,7 +153,9 @@ impl Unit {
 
     /// The text of the unit: argument structs, shared parts, then the file.
     pub fn source(self) -> String {
-        const TILE: [Part; 2] = [("weights.cuh", WEIGHTS), ("tile_weights.cuh", TILE_WEIGHTS)];
+        const BF16: Part = ("bf16_weights.cuh", BF16_WEIGHTS);
+        const TILE: [Part; 3] =
+            [("weights.cuh", WEIGHTS), BF16, ("tile_weights.cuh", TILE_WEIGHTS)];
         let tile = || ops::matmul::TileArgs::cuda();
         let (args, shared, file): (String, &[Part], Part) = match self {
             Unit::Elementwise => {
@@ -210,6 +222,12 @@ impl Unit {
                 &[("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
                 kernel_file!("wgmma_matmul.cu"),
             ),
+            Unit::DequantMatmul(..) => (
+                ops::dequant_matmul::DequantArgs::cuda()
+                    + &ops::dequant_matmul::DequantSegment::cuda(),
+                &[TILE[0], BF16, ("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
+                kernel_file!("dequant_matmul.cu"),
+            ),
             Unit::MatVec(_) => (
                 ops::matmul::MatVecArgs::cuda(),
                 &[TILE[0], ("dot.cuh", DOT)],
@@ -223,11 +241,11 @@ impl Unit {
             ),
             Unit::ExactMatmul(_) => (tile(), &TILE, kernel_file!("exact_matmul.cu")),
             Unit::MmaMatmul(_) => {
-                (tile(), &[TILE[0], TILE[1], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
+                (tile(), &[TILE[0], TILE[1], TILE[2], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
             }
             Unit::WgmmaMatmulId(_) => (
                 tile(),
-                &[TILE[0], TILE[1], ("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
+                &[TILE[0], TILE[1], TILE[2], ("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],
                 kernel_file!("wgmma_matmul_id.cu"),
             ),
             Unit::Dequantize(_) => {
@@ -252,6 +270,10 @@ impl Unit {
             Unit::StreamMatVec(dtype) => {
                 let ring = ops::stream_mat_vec::Ring::new(dtype);
                 format!("#define WEIGHT {}\n{}", format_name(dtype), ring.define())
+            }
+            Unit::DequantMatmul(dtype, columns) => {
+                let columns = ops::dequant_matmul::define(columns);
+                format!("#define WEIGHT {}\n{columns}", format_name(dtype))
             }
             Unit::FlashAttention(dim) | Unit::FlashAttentionWgmma(dim) => {
                 format!("#define HEAD_DIM {dim}\n")
@@ -301,6 +323,7 @@ impl fmt::Display for Unit {
             Unit::CachedAttention => f.write_str("cached_attention"),
             Unit::FlashAttentionBlocks => f.write_str("flash_attention_blocks"),
             Unit::WgmmaMatmul => f.write_str("wgmma_matmul"),
+            Unit::DequantMatmul(dtype, columns) => write!(f, "dequant_matmul_{dtype}_{columns}"),
             Unit::FlashAttentionWgmma(dim) => write!(f, "flash_attention_wgmma_{dim}"),
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
             Unit::StreamMatVec(dtype) => write!(f, "stream_mat_vec_{dtype}"),

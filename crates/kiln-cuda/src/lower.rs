@@ -479,8 +479,8 @@ mod tests {
 
     #[test]
     fn weights_at_rest_are_dequantised_ahead() {
-        let x = view(DType::F32, [64, 256], 1 << 20);
-        let y = view(DType::F32, [64, 64], 2 << 20);
+        let x = view(DType::F32, [1024, 256], 1 << 24);
+        let y = view(DType::F32, [1024, 64], 2 << 24);
         let weight = imported(DType::Q6K, [64, 256], 3 << 20);
         let steps = [(product(x, weight, y), vec![])];
         let lowered = &Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps[0];
@@ -493,6 +493,23 @@ mod tests {
         let expected = ["pack_q6_k", "activations_bf16", "dequantize_bf16", "wgmma_matmul_128"];
         assert_eq!(names(lowered), expected);
         assert!(lowered.ahead.is_empty());
+    }
+
+    #[test]
+    fn products_of_some_rows_dequantise_on_the_way() {
+        let x = view(DType::F32, [32, 256], 1 << 20);
+        let [q4, q6] = [DType::Q4K, DType::Q6K].map(|dtype| imported(dtype, [64, 256], 2 << 20));
+        let outputs = [3, 4, 5].map(|at| view(DType::F32, [32, 64], at << 20));
+        let steps = [
+            (product(x, q4, outputs[0]), vec![]),
+            (product(x, q6, outputs[1]), vec![]),
+            (product(x, q4, outputs[2]), vec![]),
+        ];
+        let lowered = Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps;
+        assert_eq!(names(&lowered[0]), ["activations_bf16", "dequant_matmul_64"]);
+        assert_eq!(names(&lowered[1]), ["dequant_matmul_64"]);
+        assert!(names(&lowered[2]).is_empty());
+        assert_eq!((&lowered[1].depends_on[..], &lowered[2].depends_on[..]), (&[0][..], &[0][..]));
     }
 
     #[test]

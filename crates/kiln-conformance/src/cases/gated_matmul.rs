@@ -58,6 +58,18 @@ pub(super) fn add(cases: &mut Cases) {
                     );
                 }
             }
+            if gate == up && gate.is_quantized() {
+                let longest = turn(lengths(gate), t + a + 1);
+                let spec = Spec {
+                    types: [DType::F32, gate, up],
+                    mnk: [turn(&[48, 80, 144, 272], t + a), turn(&[130, 61, 96], t), longest],
+                    activation,
+                    precision: Precision::Fast,
+                    layout: Layout::turn(t + a),
+                    source: WeightSource::Imported,
+                };
+                add_one(cases, spec);
+            }
         }
     }
 }

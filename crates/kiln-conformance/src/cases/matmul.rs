@@ -68,6 +68,10 @@ pub(super) fn add(cases: &mut Cases) {
                     plain(cases, spec);
                 }
             }
+            if w.is_quantized() && precision == Precision::Fast {
+                many_rows(cases, w, t);
+                in_chunks(cases, w, t);
+            }
             if w.is_quantized() {
                 plain(
                     cases,
@@ -137,6 +141,52 @@ fn plain(cases: &mut Cases, spec: Spec) {
         let bound = dot_bound(p, weight, precision, dist);
         let output = p.output(DType::F32, [m, n], bound);
         p.push(row_major(input, weight, output, precision));
+        Ok(())
+    });
+}
+
+/// Rows as prompts have them, by imported weights: every form of tiles, ends inside of them.
+fn many_rows(cases: &mut Cases, w: DType, t: usize) {
+    const COLUMNS: [usize; 5] = [130, 49, 300, 17, 77];
+    for (i, m) in [16, 48, 80, 129, 272].into_iter().enumerate() {
+        let spec = Spec {
+            x: turn(&INPUTS, t + i),
+            w,
+            precision: Precision::Fast,
+            mnk: [m, turn(&COLUMNS, t + i), turn(lengths(w), t + i + 1)],
+            dist: Dist::Normal(1.0),
+            layout: Layout::turn(t + i),
+            source: WeightSource::Imported,
+            blocks: Blocks::Mixed,
+            zero_row: i % 2 == 1,
+        };
+        plain(cases, spec);
+    }
+}
+
+/// A prompt in one piece and in chunks of several lengths: the same bits.
+fn in_chunks(cases: &mut Cases, w: DType, t: usize) {
+    let n = turn(&[72, 130, 33], t);
+    let k = turn(lengths(w), t + 1);
+    let chunks: [&[usize]; 2] = [&[16, 64, 96, 128], &[272, 32]];
+    let chunks = turn(&chunks, t);
+    let m = chunks.iter().sum::<usize>();
+    let label = format!("f32 x {w} imported, {m} rows at once and {chunks:?}, n {n} k {k}");
+    cases.add(OP, "fast chunks", label, move |p| {
+        let input = p.float(DType::F32, [m, k], Dist::Normal(1.0));
+        let weight = p.weight_from(w, [n, k], WeightSource::Imported, Blocks::Mixed)?;
+        let bound = dot_bound(p, weight, Precision::Fast, Dist::Normal(1.0));
+        let output = p.output(DType::F32, [m, n], bound);
+        p.push(row_major(input, weight, output, Precision::Fast));
+        let (mut ops, mut start) = (Vec::new(), 0);
+        for chunk in chunks {
+            let rows = start..start + chunk;
+            start = rows.end;
+            let x = p.slice(input, 0, rows.clone());
+            let y = p.slice(output, 0, rows);
+            ops.push(row_major(x, weight, y, Precision::Fast));
+        }
+        p.check = Check::Variant(ops, Equality::Bits);
         Ok(())
     });
 }

@@ -1,6 +1,7 @@
 //! Matrix products.
 
 use super::activations::Input;
+use super::dequant_matmul;
 use super::elementwise;
 use super::stream_mat_vec;
 use super::weight::Weight;
@@ -195,7 +196,8 @@ pub(crate) enum Route {
     Exact,
     /// bf16 tiles on the tensor cores.
     Mma,
-    /// The whole weight dequantised to bf16, then warpgroup products.
+    /// Warpgroup products with the weight in bf16: dequantised on the way where rows are few, or whole,
+    /// before. Both give the same bits.
     Wgmma,
 }
 
@@ -262,6 +264,10 @@ impl Product {
         if route == Route::MatVec && stream_mat_vec::fits(&self.weight, m, lowering.caps) {
             let to = (output, output_stride);
             return stream_mat_vec::products(input, self.weight, to, lowering);
+        }
+        if route == Route::Wgmma && dequant_matmul::fits(&self.weight, m, lowering.caps) {
+            let to = (output, output_stride);
+            return dequant_matmul::products(input, self.weight, to, lowering);
         }
         let weight = Weight::new(self.weight, lowering);
         match route {
@@ -423,6 +429,9 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
         return lowering.launch(mat_vec_kernel("gated_mat_vec", weight, m, lowering.caps), &args);
     }
     if one_route(gate, up, precision, m, lowering.caps) == Some(Route::Wgmma) {
+        if one_type && [gate, up].iter().all(|w| dequant_matmul::fits(w, m, lowering.caps)) {
+            return dequant_matmul::gated(op, rows, lowering);
+        }
         return wgmma_matmul::gated(op, rows, lowering);
     }
     // Both products, then the activation: the steps that the operation stands for.

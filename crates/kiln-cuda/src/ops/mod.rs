@@ -3,6 +3,7 @@
 
 pub(crate) mod activations;
 pub(crate) mod attention;
+pub(crate) mod dequant_matmul;
 pub(crate) mod elementwise;
 pub(crate) mod flash_attention_wgmma;
 pub(crate) mod head_norm_rope;
