@@ -240,9 +240,11 @@ impl Unit {
                 kernel_file!("stream_mat_vec.cu"),
             ),
             Unit::ExactMatmul(_) => (tile(), &TILE, kernel_file!("exact_matmul.cu")),
-            Unit::MmaMatmul(_) => {
-                (tile(), &[TILE[0], TILE[1], TILE[2], ("ptx.cuh", PTX)], kernel_file!("mma_matmul.cu"))
-            }
+            Unit::MmaMatmul(_) => (
+                tile(),
+                &[TILE[0], TILE[1], TILE[2], ("ptx.cuh", PTX)],
+                kernel_file!("mma_matmul.cu"),
+            ),
             Unit::WgmmaMatmulId(_) => (
                 tile(),
                 &[TILE[0], TILE[1], TILE[2], ("ptx.cuh", PTX), ("hopper.cuh", HOPPER)],

@@ -71,7 +71,7 @@ const SEGMENTS: usize = 3;
 /// Bytes of shared memory for the stages of both factors, and with room to align them.
 const STAGES: u64 = 224 << 10;
 const SHARED: u64 = STAGES + 1024;
-/// Most rows of the input: the whole weight in bf16 is faster for more.
+/// Most rows of the input: of more, dequantising the whole weight once is a small part.
 const MOST_ROWS: u64 = 512;
 
 /// Whether products of `m` rows take this way.
