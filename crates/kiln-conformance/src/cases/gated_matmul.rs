@@ -59,10 +59,10 @@ pub(super) fn add(cases: &mut Cases) {
                 }
             }
             if gate == up && gate.is_quantized() {
-                let longest = turn(lengths(gate), t + a + 1);
+                let k = turn(lengths(gate), (t + a) % 2);
                 let spec = Spec {
                     types: [DType::F32, gate, up],
-                    mnk: [turn(&[48, 80, 144, 272], t + a), turn(&[130, 61, 96], t), longest],
+                    mnk: [turn(&[48, 80, 144], t + a), turn(&[34, 29, 32], t), k],
                     activation,
                     precision: Precision::Fast,
                     layout: Layout::turn(t + a),

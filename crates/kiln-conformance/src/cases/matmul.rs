@@ -147,13 +147,15 @@ fn plain(cases: &mut Cases, spec: Spec) {
 
 /// Rows as prompts have them, by imported weights: every form of tiles, ends inside of them.
 fn many_rows(cases: &mut Cases, w: DType, t: usize) {
-    const COLUMNS: [usize; 5] = [130, 49, 300, 17, 77];
-    for (i, m) in [16, 48, 80, 129, 272].into_iter().enumerate() {
+    // Rows, columns and which length: small enough for a device without hardware.
+    const SHAPES: [[usize; 3]; 5] =
+        [[16, 77, 3], [48, 33, 1], [80, 17, 1], [129, 33, 0], [272, 17, 0]];
+    for (i, [m, n, length]) in SHAPES.into_iter().enumerate() {
         let spec = Spec {
             x: turn(&INPUTS, t + i),
             w,
             precision: Precision::Fast,
-            mnk: [m, turn(&COLUMNS, t + i), turn(lengths(w), t + i + 1)],
+            mnk: [m, n, turn(lengths(w), length)],
             dist: Dist::Normal(1.0),
             layout: Layout::turn(t + i),
             source: WeightSource::Imported,
@@ -166,10 +168,9 @@ fn many_rows(cases: &mut Cases, w: DType, t: usize) {
 
 /// A prompt in one piece and in chunks of several lengths: the same bits.
 fn in_chunks(cases: &mut Cases, w: DType, t: usize) {
-    let n = turn(&[72, 130, 33], t);
-    let k = turn(lengths(w), t + 1);
-    let chunks: [&[usize]; 2] = [&[16, 64, 96, 128], &[272, 32]];
-    let chunks = turn(&chunks, t);
+    let chunks: [(&[usize], usize, usize); 2] = [(&[16, 64], 33, 1), (&[144, 16], 18, 0)];
+    let (chunks, n, length) = turn(&chunks, t);
+    let k = turn(lengths(w), length);
     let m = chunks.iter().sum::<usize>();
     let label = format!("f32 x {w} imported, {m} rows at once and {chunks:?}, n {n} k {k}");
     cases.add(OP, "fast chunks", label, move |p| {
