@@ -280,6 +280,7 @@ impl Unit {
             Unit::FlashAttention(dim) | Unit::FlashAttentionWgmma(dim) => {
                 format!("#define HEAD_DIM {dim}\n")
             }
+            Unit::Sampling => ops::sampling::define(),
             _ => String::new(),
         }
     }

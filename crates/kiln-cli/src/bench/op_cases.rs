@@ -406,24 +406,23 @@ fn elementwise() -> Vec<OpCase> {
 fn sampling() -> Vec<OpCase> {
     let label = || format!("f32 vocab={VOCAB}");
     let token = |inputs: &Inputs| inputs.device.tensor(DType::U32, [1]);
-    vec![
-        OpCase::new(Argmax::<()>::NAME, label(), move |inputs, recording| {
-            let input = &inputs.floats([1, VOCAB])?;
-            recording.push(Argmax { input, output: &token(inputs)? })
-        }),
-        OpCase::new(
-            Sample::<()>::NAME,
-            format!("{} top_k=40", label()),
-            move |inputs, recording| {
-                recording.push(Sample {
-                    logits: &inputs.floats([1, VOCAB])?,
-                    random: &inputs.device.upload(&[0.5f32], [1])?,
-                    output: &token(inputs)?,
-                    temperature: 0.8,
-                    top_k: 40,
-                    top_p: 0.95,
-                })
-            },
-        ),
-    ]
+    let argmax = OpCase::new(Argmax::<()>::NAME, label(), move |inputs, recording| {
+        let input = &inputs.floats([1, VOCAB])?;
+        recording.push(Argmax { input, output: &token(inputs)? })
+    });
+    let sample = |(top_k, top_p)| {
+        let label = format!("{} top_k={top_k} top_p={top_p}", label());
+        OpCase::new(Sample::<()>::NAME, label, move |inputs, recording| {
+            recording.push(Sample {
+                logits: &inputs.floats([1, VOCAB])?,
+                random: &inputs.device.upload(&[0.5f32], [1])?,
+                output: &token(inputs)?,
+                temperature: 0.8,
+                top_k,
+                top_p,
+            })
+        })
+    };
+    let samples = [(40, 0.95), (0, 0.95), (0, 1.0)].map(sample);
+    [argmax].into_iter().chain(samples).collect()
 }

@@ -65,6 +65,14 @@ pub(super) fn add(cases: &mut Cases) {
         add_one(cases, base);
         add_one(cases, Spec { ties: true, top_k: 5, top_p: 0.5, ..base });
     }
+    // A large vocabulary, and more candidates than a GPU's block keeps.
+    for (index, top_k) in [0, 40, 128, 129, 3000].into_iter().enumerate() {
+        let top_p = turn(&[0.9, 1.0], index);
+        let (temperature, spread, ties) = (turn(&[0.8, 1.5, 20.0], index), 3.0, index == 3);
+        let layout = Layout::turn(index);
+        let n = 140_003;
+        add_one(cases, Spec { rows: 1, n, temperature, top_k, top_p, spread, ties, layout });
+    }
     special(cases);
 }
 
@@ -153,7 +161,7 @@ fn distributions(s: &Spec, logits: &[f32]) -> Vec<Vec<f64>> {
     ends.into_iter().map(steps).collect()
 }
 
-/// Logits that are no numbers, and random numbers at the ends.
+/// Logits that are no numbers or all alike, and random numbers at the ends.
 fn special(cases: &mut Cases) {
     let spec = Spec {
         rows: 4,
@@ -174,6 +182,14 @@ fn special(cases: &mut Cases) {
         push(p, &spec, &logits, &random);
         Ok(())
     });
+    for (top_k, top_p) in [(0, 1.0), (0, 0.50005), (7, 1.0), (150, 0.50005), (1000, 1.0)] {
+        let label = format!("all alike, top_k {top_k} top_p {top_p}");
+        cases.add(OP, "special values", label, move |p| {
+            let spec = Spec { rows: 1, n: 5000, top_k, top_p, ..spec };
+            push(p, &spec, &[1.5; 5000], &[0.70009]);
+            Ok(())
+        });
+    }
     cases.add(OP, "special values", "random 0 gives the first candidate", move |p| {
         let logits = p.rng.values(400, Dist::Normal(2.0));
         push(p, &spec, &logits, &[0.0; 4]);
