@@ -1,8 +1,8 @@
 // Attention of few queries against a key-value cache, in f32: a block for each key-value head, token
 // and part of the keys; the last block to end merges the parts, in their order.
 //
-// Parts begin at fixed positions and a key always goes to the same lanes, so that the bits of a row
-// depend on its own position alone.
+// Parts begin at multiples of their size, which depends on how many keys a query sees, and a key always goes to
+// the same lanes: the bits of a row depend on its own position alone.
 
 struct Q8 {};
 
@@ -21,10 +21,11 @@ template <class C, bool WIDE> struct Eight {
             bits = make_uint4(words[0], words[1], words[2], words[3]);
         }
     }
-    __device__ __forceinline__ void values(float (&v)[8]) const {
-        const u32 words[4] = {bits.x, bits.y, bits.z, bits.w};
+    // The lower or the upper half.
+    __device__ __forceinline__ void four(int half, float (&v)[4]) const {
+        const u32 words[2] = {half ? bits.z : bits.x, half ? bits.w : bits.y};
         #pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = to_float(C{u16(words[e / 2] >> 16 * (e & 1))});
+        for (int e = 0; e < 4; ++e) v[e] = to_float(C{u16(words[e / 2] >> 16 * (e & 1))});
     }
 };
 struct EightFloats {
@@ -33,9 +34,9 @@ struct EightFloats {
         #pragma unroll
         for (int e = 0; e < 8; ++e) kept[e] = 0.0f;
     }
-    __device__ __forceinline__ void values(float (&v)[8]) const {
+    __device__ __forceinline__ void four(int half, float (&v)[4]) const {
         #pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = kept[e];
+        for (int e = 0; e < 4; ++e) v[e] = kept[4 * half + e];
     }
 };
 template <bool WIDE> struct Eight<float, WIDE> : EightFloats {
@@ -55,21 +56,25 @@ template <bool WIDE> struct Eight<Q8, WIDE> : EightFloats {
         for (int e = 0; e < 8; ++e) kept[e] = d * float(i8(block[2 + i % 32 + e]));
     }
 };
-template <class C> __device__ __forceinline__ u32 row_bytes(u32 dim) { return dim * sizeof(C); }
-template <> __device__ __forceinline__ u32 row_bytes<Q8>(u32 dim) { return dim / 32 * 34; }
 
-// Positions of the keys that a query may see.
+// Positions of the keys that a query may see, and the parts that they lie in: as few keys as possible in each.
 struct Span {
-    i64 length, position, begin, end;
+    i64 begin, end, first_part;
+    u32 shift, parts;
     bool valid;
 
     __device__ __forceinline__ Span(const CachedAttentionArgs& args, u64 token) {
-        length = *(const u32*)args.kv_len;
+        const i64 length = *(const u32*)args.kv_len, position = length - i64(args.tokens) + i64(token);
         valid = length >= i64(args.tokens) && (args.ring || length <= i64(args.capacity));
-        position = length - i64(args.tokens) + i64(token);
         begin = args.ring && length > i64(args.capacity) ? length - i64(args.capacity) : 0;
         if (args.window && position + 1 - i64(args.window) > begin) begin = position + 1 - i64(args.window);
         end = position + 1;
+        shift = PART_SHIFT;
+        parts = 0;
+        if (!valid || begin >= end) return;
+        while (position >> shift >= (begin >> shift) + args.parts) ++shift;
+        first_part = begin >> shift;
+        parts = u32((position >> shift) - first_part) + 1;
     }
 };
 
@@ -96,6 +101,9 @@ __device__ __noinline__ void store_output(const CachedAttentionArgs& args, u64 t
     store_q15((u8*)args.q15 + token * blocks * Q15_BLOCK, blocks, u32(head * args.dim) + i, y);
 }
 
+// Parts that are read together when they are merged.
+#define MERGED 8
+
 // What values are divided by: the sum of weights, which are relative to the score `top`, with the sink.
 __device__ __forceinline__ float divisor(const CachedAttentionArgs& args, u64 head, float top, float total, float& factor) {
     factor = 1.0f;
@@ -108,188 +116,170 @@ __device__ __forceinline__ float divisor(const CachedAttentionArgs& args, u64 he
     return total > 0.0f ? total : total == 0.0f ? 1.0f : NAN_F;
 }
 
-// The parts of a head, in their order; a warp, of which a lane has four neighbours.
-__device__ void merge(const CachedAttentionArgs& args, u64 token, u64 head, u32 first, u32 end) {
+// The parts of a head, in their order; a warp, of which a lane has the statistics of a part and four neighbours.
+__device__ void merge(const CachedAttentionArgs& args, u64 token, u64 head, u32 parts) {
     const u32 lane = threadIdx.x & 31;
     const u64 rows = (token * args.heads + head) * args.parts;
-    const float2* statistics = (const float2*)args.statistics + rows;
     const float* partial = (const float*)args.partial + rows * args.dim;
-    float top = -INF, total = 0.0f, factor;
-    for (u32 part = first + lane; part < end; part += 32) top = fmaxf(top, __ldcg(&statistics[part]).x);
-    top = max(warp_max(top), LEAST);
-    for (u32 part = first + lane; part < end; part += 32) {
-        const float2 s = __ldcg(&statistics[part]);
-        total = fmaf(s.y, power(s.x - top), total);
-    }
-    const float all = divisor(args, head, top, warp_sum(total), factor);
-    factor /= all;
+    const float2 own = lane < parts ? __ldcg((const float2*)args.statistics + rows + lane) : make_float2(-INF, 0.0f);
+    const float top = max(warp_max(own.x), LEAST), weight = power(own.x - top);
+    float factor;
+    const float all = divisor(args, head, top, warp_sum(own.y * weight), factor), share = weight * (factor / all);
     #pragma unroll 1
     for (u32 i = 4 * lane; i < (args.dim + 127) / 128 * 128; i += 128) {
         float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (u32 tile = first; tile < end; tile += 32) {
-            const u32 count = min(end - tile, 32u);
-            const float share = lane < count ? power(__ldcg(&statistics[tile + lane]).x - top) * factor : 0.0f;
-            #pragma unroll 4
-            for (u32 part = 0; part < count; ++part) {
-                const float weight = __shfl_sync(~0u, share, part);
-                if (i >= args.dim) continue;
-                const float4 x = __ldcg((const float4*)&partial[u64(tile + part) * args.dim + i]);
-                y.x = fmaf(x.x, weight, y.x);
-                y.y = fmaf(x.y, weight, y.y);
-                y.z = fmaf(x.z, weight, y.z);
-                y.w = fmaf(x.w, weight, y.w);
+        #pragma unroll 1
+        for (u32 first = 0; first < parts; first += MERGED) {
+            float4 x[MERGED];
+            #pragma unroll
+            for (u32 e = 0; e < MERGED; ++e) {
+                const bool here = first + e < parts && i < args.dim;
+                x[e] = here ? __ldcg((const float4*)&partial[u64(first + e) * args.dim + i]) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+            #pragma unroll
+            for (u32 e = 0; e < MERGED; ++e) {
+                const float part_share = __shfl_sync(~0u, share, first + e);
+                y.x = fmaf(x[e].x, part_share, y.x);
+                y.y = fmaf(x[e].y, part_share, y.y);
+                y.z = fmaf(x[e].z, part_share, y.z);
+                y.w = fmaf(x[e].w, part_share, y.w);
             }
         }
         if (i < args.dim) store_output(args, token, head, i, y.x, y.y, y.z, y.w);
     }
 }
 
-// Keys and values of a part on their way to the cache. The length may change yet: this is a hint.
-template <class C> __device__ __forceinline__ void ask_for_keys(const CachedAttentionArgs& args, u64 token, u64 kv_head, u64 part) {
-    const Span span(args, token);
-    const i64 begin = max(span.begin, i64(part << args.part_shift));
-    const i64 end = min(min(span.end, i64((part + 1) << args.part_shift)), begin + 64);
-    const u32 bytes = row_bytes<C>(args.dim);
-    for (i64 p = begin + (threadIdx.x >> 1); p < end; p += blockDim.x >> 1) {
-        const u64 slot = args.ring ? u32(p) % u32(args.capacity) : min(u64(p), args.capacity - 1);
-        const u64 row = threadIdx.x & 1 ? args.v + kv_head * args.v_stride_h + slot * args.v_stride_s
-                                        : args.k + kv_head * args.k_stride_h + slot * args.k_stride_s;
-        for (u32 at = 0; at < bytes; at += 128) prefetch((const u8*)row + at);
-    }
-}
-
 // G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight.
 template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_attention(const CachedAttentionArgs& args) {
-    constexpr u32 WARPS = 8;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 groups = (args.group + G - 1) / G;
     const u64 token = blockIdx.z / groups, first_head = blockIdx.z % groups * G;
     const u64 kv_head = blockIdx.y, part = blockIdx.x;
     const u32 heads = min(u32(G), u32(args.group - first_head));
-    release();
-    ask_for_keys<C>(args, token, kv_head, part);
-    wait();
+    begin();
+    // Queries in shared memory; later the sums of all key slots.
+    extern __shared__ __align__(16) float rows[];
     const Span span(args, token);
-    const i64 begin = max(span.begin, i64(part << args.part_shift));
-    const i64 end = min(span.end, i64((part + 1) << args.part_shift));
+    #pragma unroll 1
+    for (u32 i = threadIdx.x; i < G * args.dim; i += blockDim.x) {
+        const u64 head = kv_head * args.group + first_head + min(i / args.dim, heads - 1);
+        rows[i] = load_as(args.element, (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h), i % args.dim) * (args.scale * LOG2E);
+    }
     if (!span.valid && part == 0) {
         // No keys can be right.
         for (u32 i = 4 * threadIdx.x; i < heads * args.dim; i += 4 * blockDim.x)
             store_output(args, token, kv_head * args.group + first_head + i / args.dim, i % args.dim, NAN_F, NAN_F, NAN_F, NAN_F);
     }
-    // The merge reads no part without keys.
-    if (!span.valid || begin >= end) return;
-
-    // Queries in shared memory; later the sums of all key slots.
-    extern __shared__ __align__(16) float rows[];
-    for (u32 i = threadIdx.x; i < G * args.dim; i += blockDim.x) {
-        const u64 head = kv_head * args.group + first_head + min(i / args.dim, heads - 1);
-        rows[i] = load_as(args.element, (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h), i % args.dim) * (args.scale * LOG2E);
-    }
+    if (part >= span.parts) return;
+    const i64 begin_key = max(span.begin, (span.first_part + i64(part)) << span.shift);
+    const i64 end_key = min(span.end, (span.first_part + i64(part) + 1) << span.shift);
     __syncthreads();
-    // Lanes of a key; a warp looks at 32 / lanes keys together.
-    const u32 lanes = args.lanes, keys = 32 / lanes, at = lane % lanes;
-    float q[G][CH][8], out[G][CH][8] = {}, top[G], sum[G] = {};
+
+    // Lanes of a key; a warp looks at 32 / lanes keys together. Keys count from a multiple of a pass.
+    const u32 lanes = args.lanes, keys = 32 / lanes, at = lane % lanes, step = WARPS * keys;
+    const i64 base = begin_key & -i64(step * U);
+    const u32 first_key = u32(begin_key - base), keys_end = u32(end_key - base), mine = warp * keys + lane / lanes;
+    float out[G][CH][8] = {}, top[G], sum[G] = {};
     #pragma unroll
-    for (int g = 0; g < G; ++g) {
-        top[g] = -INF;
-        #pragma unroll
-        for (int c = 0; c < CH; ++c) {
-            const u32 i = (at + c * lanes) * 8;
-            float a[4] = {}, b[4] = {};
-            if (i < args.dim) {
-                load4(&rows[g * args.dim + i], true, a);
-                load4(&rows[g * args.dim + i + 4], true, b);
-            }
-            #pragma unroll
-            for (int e = 0; e < 4; ++e) { q[g][c][e] = a[e]; q[g][c][4 + e] = b[e]; }
-        }
-    }
-    const u64 k_rows = args.k + kv_head * args.k_stride_h, v_rows = args.v + kv_head * args.v_stride_h;
-    const u32 step = WARPS * keys;
-    #pragma unroll 1
-    for (i64 base = begin - u32(begin) % (step * U); base < end; base += step * U) {
-        Eight<C, WIDE> k[U][CH], v[U][CH];
-        bool open[U];
+    for (int g = 0; g < G; ++g) top[g] = -INF;
+    const auto is_open = [&](u32 key) { return key >= first_key && key < keys_end; };
+    const auto load = [&](Eight<C, WIDE> (&to)[U][CH], u64 from, u64 stride, u32 pass) {
         #pragma unroll
         for (int u = 0; u < U; ++u) {
-            const i64 p = base + u * step + warp * keys + lane / lanes;
-            open[u] = p >= begin && p < end;
-            const u64 slot = args.ring ? u32(p) % u32(args.capacity) : u64(p);
+            const u32 key = pass + u * step + mine;
+            const u64 p = u64(base) + key, slot = args.ring ? u32(p) % u32(args.capacity) : p;
             #pragma unroll
             for (int c = 0; c < CH; ++c) {
                 const u32 i = (at + c * lanes) * 8;
-                k[u][c].clear();
-                v[u][c].clear();
-                if (open[u] && i < args.dim) {
-                    k[u][c].load((const C*)(k_rows + slot * args.k_stride_s), i);
-                    v[u][c].load((const C*)(v_rows + slot * args.v_stride_s), i);
+                to[u][c].clear();
+                if (is_open(key) && i < args.dim) to[u][c].load((const C*)(from + slot * stride), i);
+            }
+        }
+    };
+    const u64 k_rows = args.k + kv_head * args.k_stride_h, v_rows = args.v + kv_head * args.v_stride_h;
+    Eight<C, WIDE> k[U][CH], v[U][CH];
+    // Keys of the next pass come in while values are summed, and its values while scores are; the first pass
+    // only asks for them.
+    #pragma unroll 1
+    for (u32 next = 0;; next += step * U) {
+        float score[G][U] = {};
+        if (next > 0) {
+            #pragma unroll
+            for (int c = 0; c < CH; ++c) {
+                const u32 i = (at + c * lanes) * 8;
+                if (i >= args.dim) continue;
+                #pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    float x[U][4];
+                    #pragma unroll
+                    for (int u = 0; u < U; ++u) k[u][c].four(half, x[u]);
+                    #pragma unroll
+                    for (int g = 0; g < G; ++g) {
+                        const float4 q = *(const float4*)&rows[g * args.dim + i + 4 * half];
+                        #pragma unroll
+                        for (int u = 0; u < U; ++u) score[g][u] = fmaf(q.w, x[u][3], fmaf(q.z, x[u][2], fmaf(q.y, x[u][1], fmaf(q.x, x[u][0], score[g][u]))));
+                    }
                 }
             }
         }
-        float score[G][U] = {};
-        #pragma unroll
-        for (int u = 0; u < U; ++u)
-            #pragma unroll
-            for (int c = 0; c < CH; ++c) {
-                float x[8];
-                k[u][c].values(x);
+        if (next < keys_end) load(k, k_rows, args.k_stride_s, next);
+        if (next > 0) {
+            #pragma unroll 1
+            for (u32 o = lanes / 2; o; o >>= 1) {
                 #pragma unroll
                 for (int g = 0; g < G; ++g)
                     #pragma unroll
-                    for (int e = 0; e < 8; ++e) score[g][u] = fmaf(q[g][c][e], x[e], score[g][u]);
+                    for (int u = 0; u < U; ++u) score[g][u] += __shfl_xor_sync(~0u, score[g][u], o);
             }
-        #pragma unroll 1
-        for (u32 o = lanes / 2; o; o >>= 1) {
-            #pragma unroll
-            for (int g = 0; g < G; ++g)
-                #pragma unroll
-                for (int u = 0; u < U; ++u) score[g][u] += __shfl_xor_sync(~0u, score[g][u], o);
-        }
-        if (args.softcap > 0.0f) {
-            #pragma unroll
-            for (int g = 0; g < G; ++g)
-                #pragma unroll
-                for (int u = 0; u < U; ++u) score[g][u] = capped(score[g][u], args.softcap);
-        }
-        // Scores become weights.
-        #pragma unroll
-        for (int g = 0; g < G; ++g) {
-            float larger = top[g];
-            #pragma unroll
-            for (int u = 0; u < U; ++u) {
-                score[g][u] = open[u] ? score[g][u] : -INF;
-                larger = fmaxf(larger, score[g][u]);
-            }
-            const float from = max(larger, LEAST), old = power(top[g] - from);
-            top[g] = larger;
-            sum[g] *= old;
-            #pragma unroll
-            for (int c = 0; c < CH; ++c)
-                #pragma unroll
-                for (int e = 0; e < 8; ++e) out[g][c][e] *= old;
-            #pragma unroll
-            for (int u = 0; u < U; ++u) {
-                score[g][u] = power(score[g][u] - from);
-                sum[g] += score[g][u];
-            }
-        }
-        #pragma unroll
-        for (int u = 0; u < U; ++u)
-            #pragma unroll
-            for (int c = 0; c < CH; ++c) {
-                float x[8];
-                v[u][c].values(x);
+            if (args.softcap > 0.0f) {
                 #pragma unroll
                 for (int g = 0; g < G; ++g)
                     #pragma unroll
-                    for (int e = 0; e < 8; ++e) out[g][c][e] = fmaf(score[g][u], x[e], out[g][c][e]);
+                    for (int u = 0; u < U; ++u) score[g][u] = capped(score[g][u], args.softcap);
             }
+            // Scores become weights.
+            #pragma unroll
+            for (int g = 0; g < G; ++g) {
+                float larger = top[g];
+                #pragma unroll
+                for (int u = 0; u < U; ++u) {
+                    score[g][u] = is_open(next - (U - u) * step + mine) ? score[g][u] : -INF;
+                    larger = fmaxf(larger, score[g][u]);
+                }
+                const float from = max(larger, LEAST), old = power(top[g] - from);
+                top[g] = larger;
+                sum[g] *= old;
+                #pragma unroll
+                for (int c = 0; c < CH; ++c)
+                    #pragma unroll
+                    for (int e = 0; e < 8; ++e) out[g][c][e] *= old;
+                #pragma unroll
+                for (int u = 0; u < U; ++u) {
+                    score[g][u] = power(score[g][u] - from);
+                    sum[g] += score[g][u];
+                }
+            }
+            #pragma unroll
+            for (int u = 0; u < U; ++u)
+                #pragma unroll
+                for (int c = 0; c < CH; ++c)
+                    #pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        float x[4];
+                        v[u][c].four(half, x);
+                        #pragma unroll
+                        for (int g = 0; g < G; ++g)
+                            #pragma unroll
+                            for (int e = 0; e < 4; ++e) out[g][c][4 * half + e] = fmaf(score[g][u], x[e], out[g][c][4 * half + e]);
+                    }
+        }
+        if (next >= keys_end) break;
+        load(v, v_rows, args.v_stride_s, next);
     }
 
     // The key slots of the block are merged in their order; a lane of each warp for each.
     __shared__ float tops[G][32], sums[G][32];
-    const u32 slots = WARPS * keys, mine = warp * keys + lane / lanes;
+    const u32 slots = WARPS * keys;
     #pragma unroll
     for (int g = 0; g < G; ++g) {
         if (at == 0) {
@@ -313,8 +303,7 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     __syncthreads();
 
     // A warp for each head, and a lane for four neighbours.
-    const u32 first_part = u32(span.begin >> args.part_shift), end_part = u32((span.end - 1) >> args.part_shift) + 1;
-    const bool alone = end_part - first_part == 1;
+    const bool alone = span.parts == 1;
     const u64 head = kv_head * args.group + first_head + warp;
     if (warp < heads) {
         const float slot_top = lane < slots ? tops[warp][lane] : -INF, all = max(warp_max(slot_top), LEAST);
@@ -342,15 +331,15 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     if (alone) return;
 
     u32* counter = (u32*)args.counters + (token * gridDim.y + kv_head) * groups + blockIdx.z % groups;
-    if (!is_last(counter, end_part - first_part)) return;
-    if (warp < heads) merge(args, token, head, first_part, end_part);
+    if (!is_last(counter, span.parts)) return;
+    if (warp < heads) merge(args, token, head, span.parts);
 }
 
-// Rows that start anywhere have a form of their own, with fewer keys in flight.
-#define INSTANCE(A, C, G, CH) \
-    extern "C" __global__ void __launch_bounds__(256, 1) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, (CH == 1 ? 4 : 2), true>(args); } \
-    extern "C" __global__ void __launch_bounds__(256, 1) cached_attention_narrow_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, 1, false>(args); }
-#define TYPES(G, CH) INSTANCE(f32, float, G, CH) INSTANCE(f16, f16, G, CH) INSTANCE(bf16, bf16, G, CH) INSTANCE(q8_0, Q8, G, CH)
+// Rows that start anywhere have a form of their own, with fewer keys in flight, as those of f32.
+#define INSTANCE(A, C, G, CH, U) \
+    extern "C" __global__ void __launch_bounds__(256, 2) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, U / CH, true>(args); } \
+    extern "C" __global__ void __launch_bounds__(256, 2) cached_attention_narrow_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, 1, false>(args); }
+#define TYPES(G, CH) INSTANCE(f32, float, G, CH, 2) INSTANCE(f16, f16, G, CH, 4) INSTANCE(bf16, bf16, G, CH, 4) INSTANCE(q8_0, Q8, G, CH, 2)
 TYPES(1, 1)
 TYPES(4, 1)
 TYPES(1, 2)

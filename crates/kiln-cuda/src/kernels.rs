@@ -281,6 +281,7 @@ impl Unit {
                 format!("#define HEAD_DIM {dim}\n")
             }
             Unit::Sampling => ops::sampling::define(),
+            Unit::CachedAttention => ops::attention::define_parts(),
             _ => String::new(),
         }
     }

@@ -86,7 +86,9 @@ pub(super) fn cases() -> Vec<OpCase> {
         LARGE_NORMS.into_iter().flat_map(|[rows, dim]| norms(rows, dim)).map(OpCase::large),
     );
     cases.extend(ROWS.map(head_norm_rope));
-    cases.extend([(1, 512), (1, 4096), (512, 512)].map(|(t, kv)| cached_attention(t, kv)));
+    cases.extend(
+        [(1, 512), (1, 4096), (1, 32_768), (512, 512)].map(|(t, kv)| cached_attention(t, kv)),
+    );
     cases.push(flash_attention(
         DType::F16,
         Heads { tokens: 512, heads: [HEADS, KV_HEADS], dim: HEAD_DIM },

@@ -51,6 +51,7 @@ const BASE: Spec = Spec {
 pub(super) fn add(cases: &mut Cases) {
     tokens(cases);
     lengths(cases);
+    long(cases);
     dims(cases);
     options(cases);
     invalid(cases);
@@ -108,6 +109,34 @@ fn lengths(cases: &mut Cases) {
                 ..BASE
             },
         );
+    }
+}
+
+/// Lengths at which a GPU's parts grow.
+fn long(cases: &mut Cases) {
+    let specs = [
+        (2048, false, None),
+        (2049, false, None),
+        (3001, true, None),
+        (4100, false, Some(2500)),
+        (4100, true, Some(2100)),
+        (4200, false, None),
+    ];
+    for (i, (kv_len, ring, window)) in specs.into_iter().enumerate() {
+        let spec = Spec {
+            q: turn(&DType::FLOATS, i),
+            cache: turn(&CACHES, i + 1),
+            tokens: turn(&[1, 2], i / 2),
+            heads: turn(&[[4, 1], [2, 2]], i),
+            capacity: if ring { kv_len * 3 / 4 } else { kv_len + i },
+            kv_len,
+            ring,
+            window,
+            layout: Layout::turn(i),
+            spread: 6.0,
+            ..BASE
+        };
+        add_one(cases, spec);
     }
 }
 

@@ -180,9 +180,7 @@ kiln_core::kernel_args! {
         q15: u64,
         /// How many parts are done, u32 by token, key-value head and group of query heads.
         counters: u64,
-        /// Keys of a part: a power of two, this one.
-        part_shift: u32,
-        /// Parts.
+        /// Most parts.
         parts: u32,
         /// Query heads of a key-value head.
         group: u32,
@@ -198,8 +196,6 @@ kiln_core::kernel_args! {
         scale: f32,
         /// Soft limit of the scores, or 0.
         softcap: f32,
-        /// Unused.
-        reserved: u32,
     }
 }
 
@@ -207,10 +203,22 @@ kiln_core::kernel_args! {
 /// so many rows: all their chunks take one route, and how a prompt is cut changes no bit.
 pub(crate) const PROMPT_ROWS: u64 = 16;
 
-/// Keys of a part.
+/// Least keys of a part, a power of two.
 const PART_KEYS: u64 = 64;
+/// Most parts: a warp merges them, and those of 8 heads fill a device.
+const PARTS: u64 = 32;
 /// Warps of a block of `cached_attention.cu`.
 const PART_WARPS: u64 = 8;
+
+/// Sizes that `cached_attention.cu` shares.
+pub(crate) fn define_parts() -> String {
+    format!("#define PART_SHIFT {}\n#define WARPS {PART_WARPS}u\n", PART_KEYS.ilog2())
+}
+
+/// Parts of a cache of `capacity` slots; a ring's keys need not begin with a part.
+fn parts(capacity: u64, ring: bool) -> u64 {
+    (capacity.div_ceil(PART_KEYS) + u64::from(ring)).min(PARTS)
+}
 
 /// A tile of the attention kernels for a head dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,13 +397,8 @@ pub(super) fn cached_attention(op: &CachedAttention<View>, lowering: &mut Loweri
     let tokens = op.q.extent(0);
     match select_cache(op.k_cache.dtype(), tokens) {
         CacheRoute::Tiles => tiles(op, lowering),
-        // Positions in a ring grow without end: parts at fixed positions would have no bound.
-        CacheRoute::Parts if op.ring => parted(op, [1, 1 << 40], lowering),
-        CacheRoute::Parts => {
-            let parts = op.k_cache.extent(1).div_ceil(PART_KEYS);
-            parted(op, [parts, PART_KEYS], lowering);
-        }
-        CacheRoute::Whole => parted(op, [1, 1 << 40], lowering),
+        CacheRoute::Parts => parted(op, parts(op.k_cache.extent(1), op.ring), lowering),
+        CacheRoute::Whole => parted(op, 1, lowering),
     }
 }
 
@@ -432,7 +435,7 @@ fn tiles(op: &CachedAttention<View>, lowering: &mut Lowering) {
     launch_flash([q.dtype(), k_cache.dtype()], [q.extent(1), 1], &args, lowering);
 }
 
-fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &mut Lowering) {
+fn parted(op: &CachedAttention<View>, parts: u64, lowering: &mut Lowering) {
     let CachedAttention { q, k_cache, v_cache, kv_len, sinks, output, .. } = *op;
     let [tokens, heads, dim] = [q.extent(0), q.extent(1), q.last()];
     let kv_heads = k_cache.extent(0);
@@ -467,7 +470,6 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
         heads,
         capacity: k_cache.extent(1),
         window: op.window.map_or(0, |window| window as u64),
-        part_shift: part_keys.ilog2(),
         q15,
         counters: lowering.counters(tokens * kv_heads * groups),
         parts: parts as u32,
@@ -478,7 +480,6 @@ fn parted(op: &CachedAttention<View>, [parts, part_keys]: [u64; 2], lowering: &m
         ring: op.ring.into(),
         scale: op.scale,
         softcap: op.softcap.unwrap_or(0.0),
-        reserved: 0,
     };
     let wide = k_cache.dtype().is_quantized() || k_cache.is_wide() && v_cache.is_wide();
     let narrow = if wide { "" } else { "narrow_" };
@@ -507,6 +508,12 @@ mod tests {
             assert!(u64::from(tile.dim) >= dim);
             assert!(tile.shared(true) <= 163 << 10, "{dim}: {}", tile.shared(true));
         }
+    }
+
+    #[test]
+    fn parts_have_room_for_a_cache() {
+        assert_eq!([64, 65, 2048, 1 << 20].map(|capacity| parts(capacity, false)), [1, 2, 32, 32]);
+        assert_eq!([63, 64, 65].map(|capacity| parts(capacity, true)), [2, 2, 3]);
     }
 
     #[test]
