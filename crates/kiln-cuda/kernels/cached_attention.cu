@@ -149,6 +149,13 @@ __device__ void merge(const CachedAttentionArgs& args, u64 token, u64 head, u32 
     }
 }
 
+// Two neighbours.
+__device__ __forceinline__ float2 load2_as(u32 element, const void* base, u32 i) {
+    if (element == ELEMENT_F32) return make_float2(((const float*)base)[i], ((const float*)base)[i + 1]);
+    if (element == ELEMENT_F16) return make_float2(to_float(((const f16*)base)[i]), to_float(((const f16*)base)[i + 1]));
+    return make_float2(to_float(((const bf16*)base)[i]), to_float(((const bf16*)base)[i + 1]));
+}
+
 // G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight.
 template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_attention(const CachedAttentionArgs& args) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -160,10 +167,12 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     // Queries in shared memory; later the sums of all key slots.
     extern __shared__ __align__(16) float rows[];
     const Span span(args, token);
+    const u32 own = warp % G;
+    const u64 q_row = args.q + token * args.q_stride_t + (kv_head * args.group + first_head + min(own, heads - 1)) * args.q_stride_h;
     #pragma unroll 1
-    for (u32 i = threadIdx.x; i < G * args.dim; i += blockDim.x) {
-        const u64 head = kv_head * args.group + first_head + min(i / args.dim, heads - 1);
-        rows[i] = load_as(args.element, (const void*)(args.q + token * args.q_stride_t + head * args.q_stride_h), i % args.dim) * (args.scale * LOG2E);
+    for (u32 i = 2 * (warp / G * 32 + lane); i < args.dim; i += 2 * 32 * WARPS / G) {
+        const float2 q = load2_as(args.element, (const void*)q_row, i);
+        *(float2*)&rows[own * args.dim + i] = make_float2(q.x * (args.scale * LOG2E), q.y * (args.scale * LOG2E));
     }
     if (!span.valid && part == 0) {
         // No keys can be right.
@@ -175,31 +184,33 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     const i64 end_key = min(span.end, (span.first_part + i64(part) + 1) << span.shift);
     __syncthreads();
 
-    // Lanes of a key; a warp looks at 32 / lanes keys together. Keys count from a multiple of a pass.
+    // Lanes of a key; a warp looks at 32 / lanes keys together. A pass starts at a multiple of its length; keys
+    // count from the first of the part, those of the first pass before it are beyond `count`.
     const u32 lanes = args.lanes, keys = 32 / lanes, at = lane % lanes, step = WARPS * keys;
-    const i64 base = begin_key & -i64(step * U);
-    const u32 first_key = u32(begin_key - base), keys_end = u32(end_key - base), mine = warp * keys + lane / lanes;
+    const u32 count = u32(end_key - begin_key), mine = warp * keys + lane / lanes - (u32(begin_key) & (step * U - 1));
+    const u32 first_slot = args.ring ? u32(begin_key) % u32(args.capacity) : u32(begin_key);
     float out[G][CH][8] = {}, top[G], sum[G] = {};
     #pragma unroll
     for (int g = 0; g < G; ++g) top[g] = -INF;
-    const auto is_open = [&](u32 key) { return key >= first_key && key < keys_end; };
     const auto load = [&](Eight<C, WIDE> (&to)[U][CH], u64 from, u64 stride, u32 pass) {
         #pragma unroll
         for (int u = 0; u < U; ++u) {
             const u32 key = pass + u * step + mine;
-            const u64 p = u64(base) + key, slot = args.ring ? u32(p) % u32(args.capacity) : p;
+            u32 slot = first_slot + key;
+            if (slot >= u32(args.capacity)) slot -= u32(args.capacity);
             #pragma unroll
             for (int c = 0; c < CH; ++c) {
                 const u32 i = (at + c * lanes) * 8;
                 to[u][c].clear();
-                if (is_open(key) && i < args.dim) to[u][c].load((const C*)(from + slot * stride), i);
+                if (key < count && i < args.dim) to[u][c].load((const C*)(from + slot * stride), i);
             }
         }
     };
     const u64 k_rows = args.k + kv_head * args.k_stride_h, v_rows = args.v + kv_head * args.v_stride_h;
     Eight<C, WIDE> k[U][CH], v[U][CH];
-    // Keys of the next pass come in while values are summed, and its values while scores are; the first pass
+    // Keys of the next pass come in while values are summed, and its values while scores are; the first turn
     // only asks for them.
+    const u32 passes_end = count + (u32(begin_key) & (step * U - 1));
     #pragma unroll 1
     for (u32 next = 0;; next += step * U) {
         float score[G][U] = {};
@@ -222,7 +233,7 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
                 }
             }
         }
-        if (next < keys_end) load(k, k_rows, args.k_stride_s, next);
+        if (next < passes_end) load(k, k_rows, args.k_stride_s, next);
         if (next > 0) {
             #pragma unroll 1
             for (u32 o = lanes / 2; o; o >>= 1) {
@@ -243,7 +254,7 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
                 float larger = top[g];
                 #pragma unroll
                 for (int u = 0; u < U; ++u) {
-                    score[g][u] = is_open(next - (U - u) * step + mine) ? score[g][u] : -INF;
+                    score[g][u] = next - (U - u) * step + mine < count ? score[g][u] : -INF;
                     larger = fmaxf(larger, score[g][u]);
                 }
                 const float from = max(larger, LEAST), old = power(top[g] - from);
@@ -273,18 +284,18 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
                             for (int e = 0; e < 4; ++e) out[g][c][4 * half + e] = fmaf(score[g][u], x[e], out[g][c][4 * half + e]);
                     }
         }
-        if (next >= keys_end) break;
+        if (next >= passes_end) break;
         load(v, v_rows, args.v_stride_s, next);
     }
 
     // The key slots of the block are merged in their order; a lane of each warp for each.
     __shared__ float tops[G][32], sums[G][32];
-    const u32 slots = WARPS * keys;
+    const u32 slots = WARPS * keys, slot = warp * keys + lane / lanes;
     #pragma unroll
     for (int g = 0; g < G; ++g) {
         if (at == 0) {
-            tops[g][mine] = top[g];
-            sums[g][mine] = sum[g];
+            tops[g][slot] = top[g];
+            sums[g][slot] = sum[g];
         }
     }
     __syncthreads();
@@ -295,7 +306,7 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
         for (int c = 0; c < CH; ++c) {
             const u32 i = (at + c * lanes) * 8;
             if (i >= args.dim) continue;
-            float4* row = (float4*)&rows[(g * slots + mine) * args.dim + i];
+            float4* row = (float4*)&rows[(g * slots + slot) * args.dim + i];
             row[0] = make_float4(out[g][c][0] * factor, out[g][c][1] * factor, out[g][c][2] * factor, out[g][c][3] * factor);
             row[1] = make_float4(out[g][c][4] * factor, out[g][c][5] * factor, out[g][c][6] * factor, out[g][c][7] * factor);
         }
