@@ -27,64 +27,79 @@ template <u32 STAGES> struct Ring {
     }
 };
 
+// The weights of a launch, one after the other, or two whose products make one output.
+struct DequantSegments { DequantSegment at[3]; };
+
 // MULTIPLIERS warpgroups multiply, each TILES times 64 rows; PRODUCERS warpgroups dequantise and copy.
 template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm {
     typedef typename W::Raw Raw;
     static constexpr u32 BM = 64 * MULTIPLIERS * TILES, BN = COLUMNS;
-    // A stage has 64 values of every row of the input, or 128 of every row of the weight.
-    static constexpr u32 X_BYTES = BM * 128, W_BYTES = BN * 256;
-    static constexpr u32 W_STAGES = BN == 16 ? 16 : BN == 32 ? 10 : BN == 48 ? 7 : BN == 64 ? 6 : BM == 256 ? 3 : 4;
+    // A stage has so many slices of 64 values of every row of the weight, or of the input.
+    static constexpr u32 SLICES = BM == 64 && BN <= 48 ? 4 : 2, X_SLICES = BM == 256 ? 1 : SLICES;
+    static constexpr u32 X_BYTES = BM * 128 * X_SLICES, W_BYTES = BN * 128 * SLICES;
+    static constexpr u32 W_STAGES = BN == 16 ? 12 : BN == 32 ? 7 : BN == 48 ? 5 : BN == 64 ? 6 : BM == 256 ? 3 : 4;
     static constexpr u32 X_STAGES = (STAGES_BYTES - W_STAGES * W_BYTES) / X_BYTES;
-    // Threads that dequantise 64 values of each row of a tile together, and how many such groups there are.
-    static constexpr u32 GROUP = 2 * BN, GROUPS = (128 * PRODUCERS - 32) / GROUP;
-    // Blocks of weights that a thread waits for at once.
-    static constexpr u32 AHEAD = 4;
+    // Threads that dequantise a stage together, each a block of two rows, and how many such groups there are.
+    static constexpr u32 GROUP = BN * SLICES, GROUPS = (128 * PRODUCERS - 32) / GROUP;
+    // Blocks of each row that a thread waits for at once.
+    static constexpr u32 AHEAD = 2;
 
     struct Shared { u64 full_x[X_STAGES], empty_x[X_STAGES], full_w[W_STAGES], empty_w[W_STAGES]; };
 
     const DequantArgs& args;
-    const DequantSegment &a, &b, &c;
+    const DequantSegments& weights;
     const u32 rank, first, step;
-    __device__ __forceinline__ DequantGemm(const DequantArgs& args, const DequantSegment& a, const DequantSegment& b, const DequantSegment& c)
-        : args(args), a(a), b(b), c(c), rank(block_of_cluster()), first(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {}
+    __device__ __forceinline__ DequantGemm(const DequantArgs& args, const DequantSegments& weights)
+        : args(args), weights(weights), rank(block_of_cluster()), first(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {}
 
     // Tiles of a cluster count through the rows first: those that run together share weights.
     __device__ __forceinline__ u32 row(u32 tile) const { return tile % args.row_tiles * BM; }
     // The weight that column `at` of a tile belongs to, and its row there.
-    __device__ __forceinline__ const DequantSegment& place(u32 tile, u32 at, u32& row) const {
-        u32 columns = tile / args.row_tiles * CLUSTER + rank;
+    __device__ __forceinline__ u32 place(u32 tile, u32 at, u32& row) const {
+        const u32 columns = tile / args.row_tiles * CLUSTER + rank, a = weights.at[0].tiles, b = a + weights.at[1].tiles;
         if (args.gated) {
             row = columns * (BN / 2) + at % (BN / 2);
-            return at < BN / 2 ? a : b;
+            return at < BN / 2 ? 0 : 1;
         }
-        const bool in_a = columns < a.tiles, in_b = columns < a.tiles + b.tiles;
-        row = (columns - (in_a ? 0 : in_b ? a.tiles : a.tiles + b.tiles)) * BN + at;
-        return in_a ? a : in_b ? b : c;
+        row = (columns - (columns < a ? 0 : columns < b ? a : b)) * BN + at;
+        return columns < a ? 0 : columns < b ? 1 : 2;
     }
 
-    // Groups take 64 values of all rows by turns. Neighbouring threads have the halves of a row, so that eight
-    // of them write to all banks.
+    // Groups take stages by turns. A warp has neighbouring blocks of its rows, and eight threads that write
+    // together have two blocks of four rows: they meet all banks.
     __device__ __forceinline__ void dequantise(u8* ws, Shared& shared) const {
-        const u32 group = threadIdx.x / GROUP, at = threadIdx.x % GROUP / 2, half = threadIdx.x % 2;
-        const u32 steps = args.steps;
+        const u32 group = threadIdx.x / GROUP, warp = threadIdx.x % GROUP / 32, eight = threadIdx.x / 8 % 4;
+        const u32 at = warp * (16 / SLICES) + eight / SLICES * 4 + threadIdx.x % 8 / 2, slice = eight % SLICES, half = threadIdx.x % 2;
+        const u32 stages = args.steps / SLICES;
         u32 tile = first, next = group;
-        Planes planes;
-        u64 start;
+        // Weights and blocks of both rows.
+        u32 weight[2];
+        u64 start[2];
         auto locate = [&] {
-            u32 row;
-            const DequantSegment& weight = place(tile, at, row);
-            planes = {(const u8*)weight.q, (const u8*)weight.h, (const u8*)weight.s, (const u8*)weight.d};
-            start = u64(min(row, u32(weight.n) - 1)) * args.blocks;
+            #pragma unroll
+            for (u32 r = 0; r < 2; ++r) {
+                u32 row;
+                weight[r] = place(tile, at + r * (BN / 2), row);
+                start[r] = u64(min(row, u32(weights.at[weight[r]].n) - 1)) * args.blocks;
+            }
         };
-        Raw raw[AHEAD];
-        auto ask = [&](Raw& raw) {
-            while (next >= steps && tile < args.tiles) {
-                next -= steps;
+        // Past the end of a row its last block, which meets zeros of the input.
+        auto block = [&](u32 stage) { return min(stage * 2 * SLICES + 2 * slice + half, args.blocks - 1); };
+        Raw raw[AHEAD][2];
+        auto ask = [&](Raw (&raw)[2]) {
+            while (next >= stages && tile < args.tiles) {
+                next -= stages;
                 tile += step;
                 if (tile < args.tiles) locate();
             }
-            const u32 block = 2 * next + half;
-            if (tile < args.tiles && block < args.blocks) raw = W::load(planes, start + block);
+            if (tile < args.tiles) {
+                #pragma unroll
+                for (u32 r = 0; r < 2; ++r) {
+                    const DequantSegment& from = weights.at[weight[r]];
+                    const Planes planes = {(const u8*)from.q, (const u8*)from.h, (const u8*)from.s, (const u8*)from.d};
+                    raw[r] = W::load(planes, start[r] + block(next));
+                }
+            }
             next += GROUPS;
         };
         locate();
@@ -92,28 +107,29 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
         for (u32 i = 0; i < AHEAD; ++i) ask(raw[i]);
         // Weights at rest are read before the kernel that this one depends on has ended.
         wait();
-        const u32 tiles = (args.tiles - first + step - 1) / step, all = tiles * steps;
-        // Two steps to a stage.
-        u32 slot = group, phase = 1, value = group;
+        const u32 all = (args.tiles - first + step - 1) / step * stages;
+        u32 stage = group % W_STAGES, phase = group / W_STAGES % 2 ^ 1, value = group;
         for (u32 base = group; base < all; base += AHEAD * GROUPS) {
             #pragma unroll
             for (u32 i = 0; i < AHEAD; ++i) {
                 if (base + i * GROUPS >= all) break;
-                while (value >= steps) value -= steps;
-                const u32 block = 2 * value + half, stage = slot / 2;
-                uint4 v[4] = {};
-                if (block < args.blocks) bf16_values<W>(raw[i], block & 7, v);
-                ask(raw[i]);
+                while (value >= stages) value -= stages;
+                u8* to = ws + stage * W_BYTES + slice * (BN * 128);
                 barrier_wait(&shared.empty_w[stage], phase);
-                u8* to = ws + stage * W_BYTES + slot % 2 * (BN * 128);
                 #pragma unroll
-                for (u32 piece = 0; piece < 4; ++piece) *(uint4*)swizzled_place(to, at, half * 4 + piece) = v[piece];
+                for (u32 r = 0; r < 2; ++r) {
+                    uint4 v[4];
+                    bf16_values<W>(raw[i][r], block(value) & 7, v);
+                    #pragma unroll
+                    for (u32 piece = 0; piece < 4; ++piece) *(uint4*)swizzled_place(to, at + r * (BN / 2), half * 4 + piece) = v[piece];
+                }
                 // One arrival of a warp: those of its threads would be one after the other.
                 __syncwarp();
                 if (threadIdx.x % 32 == 0) barrier_arrive(&shared.full_w[stage]);
+                ask(raw[i]);
                 value += GROUPS;
-                slot += GROUPS;
-                if (slot >= 2 * W_STAGES) { slot -= 2 * W_STAGES; phase ^= 1; }
+                stage += GROUPS;
+                while (stage >= W_STAGES) { stage -= W_STAGES; phase ^= 1; }
             }
         }
     }
@@ -121,14 +137,17 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
     // One thread: its part of the rows of every stage, to all blocks of the cluster. Rows past those of the
     // input may be missing: what is made of them is not stored.
     __device__ __forceinline__ void copy(u8* xs, Shared& shared, const TensorMap* x_map) const {
-        const u32 part = args.box_rows;
+        const u32 bytes = args.box_rows * 128;
         Ring<X_STAGES> ring;
         for (u32 tile = first; tile < args.tiles; tile += step) {
-            for (u32 k = 0; k < args.steps; ++k) {
+            const u32 from = row(tile) + rank * args.box_rows;
+            for (u32 k = 0; k < args.steps; k += X_SLICES) {
                 barrier_wait(&shared.empty_x[ring.stage], ring.phase ^ 1);
                 u64* full = &shared.full_x[ring.stage];
-                barrier_expect(full, CLUSTER * part * 128);
-                copy_box_to_all(xs + ring.stage * X_BYTES + rank * part * 128, x_map, k * 64, row(tile) + rank * part, full);
+                barrier_expect(full, CLUSTER * X_SLICES * bytes);
+                u8* to = xs + ring.stage * X_BYTES + rank * bytes;
+                #pragma unroll
+                for (u32 i = 0; i < X_SLICES; ++i) copy_box_to_all(to + i * CLUSTER * bytes, x_map, (k + i) * 64, from, full);
                 ring.next();
             }
         }
@@ -138,7 +157,7 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
         if (m >= args.m) return;
         const u32 pair = threadIdx.x % 4 * 2;
         u32 first;
-        const DequantSegment& to = place(tile, 0, first);
+        const DequantSegment& to = weights.at[place(tile, 0, first)];
         float* output = (float*)(to.output + m * to.output_stride);
         constexpr u32 GATED = BN / 16;
         #pragma unroll
@@ -165,24 +184,29 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
         const u32 thread = threadIdx.x % 128, lane = thread % 32, own = (threadIdx.x / 128 - PRODUCERS) * TILES;
         Ring<X_STAGES> x;
         Ring<W_STAGES> w;
+        // From slice to slice of the rows of the input, in units of descriptors.
+        const u64 slice = CLUSTER * args.box_rows * 8;
         for (u32 tile = first; tile < args.tiles; tile += step) {
             float acc[TILES][BN / 2];
             u32 x_before = 0, w_before = 0;
             auto leave_x = [&] { if (thread < CLUSTER) barrier_arrive_at(&shared.empty_x[x_before], thread); };
             auto leave_w = [&] { if (thread == CLUSTER) barrier_arrive(&shared.empty_w[w_before]); };
-            for (u32 k = 0; k < args.steps; k += 2) {
+            for (u32 k = 0; k < args.steps; k += SLICES) {
                 barrier_wait(&shared.full_w[w.stage], w.phase);
                 // Here and not where they write: it would wait for the weights that they have asked for.
                 shared_writes_done();
                 #pragma unroll
-                for (u32 part = 0; part < 2; ++part) {
+                for (u32 part = 0; part < SLICES; part += X_SLICES) {
                     barrier_wait(&shared.full_x[x.stage], x.phase);
                     const u64 rows = swizzled_rows(xs + x.stage * X_BYTES + own * 64 * 128), columns = swizzled_rows(ws + w.stage * W_BYTES + part * BN * 128);
                     warpgroup_begin();
                     #pragma unroll
-                    for (u32 i = 0; i < 4; ++i)
+                    for (u32 j = 0; j < X_SLICES; ++j)
                         #pragma unroll
-                        for (u32 t = 0; t < TILES; ++t) multiply_columns(acc[t], rows + t * 64 * 8 + 2 * i, columns + 2 * i, k + part + i > 0);
+                        for (u32 i = 0; i < 4; ++i)
+                            #pragma unroll
+                            for (u32 t = 0; t < TILES; ++t)
+                                multiply_columns(acc[t], rows + j * slice + t * 64 * 8 + 2 * i, columns + j * BN * 8 + 2 * i, k + part + j + i > 0);
                     warpgroup_commit();
                     // The products of the stages before have ended.
                     warpgroup_wait<1>();
@@ -207,7 +231,7 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
     // LIGHT, HEAVY: registers of those that dequantise and of those that multiply, 0 for as many as there are.
     template <u32 LIGHT, u32 HEAVY> __device__ __forceinline__ void run(const TensorMap* x_map) const {
         extern __shared__ u8 memory[];
-        u8* xs = (u8*)((u64(memory) + 1023) / 1024 * 1024);
+        u8* xs = memory + (-shared_address(memory) & 1023);
         u8* ws = xs + X_STAGES * X_BYTES;
         __shared__ Shared shared;
         release();
@@ -217,7 +241,7 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
                 barrier_init(&shared.empty_x[i], MULTIPLIERS * CLUSTER);
             }
             for (u32 i = 0; i < W_STAGES; ++i) {
-                barrier_init(&shared.full_w[i], 2 * GROUP / 32);
+                barrier_init(&shared.full_w[i], GROUP / 32);
                 barrier_init(&shared.empty_w[i], MULTIPLIERS);
             }
             barrier_init_fence();
@@ -244,8 +268,8 @@ template <class W, u32 MULTIPLIERS, u32 TILES, u32 PRODUCERS> struct DequantGemm
 
 #define INSTANCE(ROWS, MULTIPLIERS, TILES, PRODUCERS, LIGHT, HEAVY) \
     extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(128 * (MULTIPLIERS + PRODUCERS), 1) dequant_matmul_##ROWS(const __grid_constant__ DequantArgs args, \
-        const __grid_constant__ DequantSegment a, const __grid_constant__ DequantSegment b, const __grid_constant__ DequantSegment c, const __grid_constant__ TensorMap x_map) { \
-        DequantGemm<WEIGHT, MULTIPLIERS, TILES, PRODUCERS>(args, a, b, c).run<LIGHT, HEAVY>(&x_map); \
+        const __grid_constant__ DequantSegments weights, const __grid_constant__ TensorMap x_map) { \
+        DequantGemm<WEIGHT, MULTIPLIERS, TILES, PRODUCERS>(args, weights).run<LIGHT, HEAVY>(&x_map); \
     }
 INSTANCE(64, 1, 1, 4, 0, 0)
 INSTANCE(128, 2, 1, 3, 0, 0)

@@ -95,7 +95,7 @@ template <class W> struct ExpertGemm {
         const u64 column = u64(blockIdx.x) * BN;
         if (rows.invalid) return rows.fill_nan(BM, column, BN);
         extern __shared__ u8 memory[];
-        u8* stages = (u8*)((u64(memory) + 1023) / 1024 * 1024);
+        u8* stages = memory + (-shared_address(memory) & 1023);
         __shared__ u64 full[STAGES], empty[STAGES];
         if (threadIdx.x == 0) {
             for (u32 i = 0; i < STAGES; ++i) {

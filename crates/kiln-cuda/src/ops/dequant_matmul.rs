@@ -21,7 +21,7 @@ kiln_core::kernel_args! {
         m: u32,
         /// Blocks of 32 values of a row.
         blocks: u32,
-        /// Steps of 64 values, an even number.
+        /// Slices of 64 values, a multiple of four.
         steps: u32,
         /// Tiles along the rows of the input.
         row_tiles: u32,
@@ -174,7 +174,7 @@ fn launch(
         m: m as u32,
         box_rows,
         blocks: weight.blocks as u32,
-        steps: (2 * weight.blocks.div_ceil(4)) as u32,
+        steps: (4 * weight.blocks.div_ceil(8)) as u32,
         row_tiles: tiling.row_tiles as u32,
         tiles: tiles as u32,
         ..args
@@ -187,9 +187,9 @@ fn launch(
     let threads = if tiling.rows == 256 { 512 } else { 640 };
     let blocks = tiles.min(tiling.clusters) * CLUSTER;
     let kernel = Kernel::new(unit, name, blocks, threads).shared(SHARED);
-    let mut params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())];
-    params.extend(segments.iter().map(|s| Param::Bytes(bytemuck::bytes_of(s).to_vec())));
-    params.push(Param::Matrix(x));
+    let args = Param::Bytes(bytemuck::bytes_of(&args).to_vec());
+    let segments = Param::Bytes(bytemuck::cast_slice(&segments).to_vec());
+    let params = vec![args, segments, Param::Matrix(x)];
     lowering.launch_with(kernel, params);
 }
 
