@@ -233,34 +233,47 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
 __device__ __forceinline__ float q15_steps(float largest) { return largest > 1e-30f ? Q15_LARGEST / largest : 0.0f; }
 __device__ __forceinline__ float q15_scale(float largest) { return largest * (1.0f / Q15_LARGEST); }
 
-// Four values from `i` on to each of eight neighbouring lanes; `mask` has the lanes that are here, and
-// only those that are `valid` store.
-__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
-    const u32 lane = threadIdx.x & 31, first = lane & 24;
-    float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
-    #pragma unroll
-    for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
-    const float steps = q15_steps(largest);
-    int sum = 0;
-    u32 high = 0, low = 0;
-    #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-        const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
-        sum += code;
-        high |= (upper & 255) << 8 * e;
-        low |= (code - upper * 128 & 255) << 8 * e;
+// What four values to each of eight neighbouring lanes become in 15 bits; `mask` has the lanes that are here.
+struct Q15 {
+    u32 high, low;
+    float4 x;
+    __device__ __forceinline__ Q15(const float (&x)[4], u32 mask) {
+        const u32 first = threadIdx.x & 24;
+        float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+        #pragma unroll
+        for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
+        const float steps = q15_steps(largest);
+        int sum = 0;
+        high = low = 0;
+        #pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
+            sum += code;
+            high |= (upper & 255) << 8 * e;
+            low |= (code - upper * 128 & 255) << 8 * e;
+        }
+        sum += __shfl_xor_sync(mask, sum, 1);
+        sum += __shfl_xor_sync(mask, sum, 2);
+        const int upper_sum = __shfl_sync(mask, sum, first + 4);
+        const float d = q15_scale(largest);
+        this->x = make_float4(d, d * float(sum), d * float(upper_sum), 0.0f);
     }
-    sum += __shfl_xor_sync(mask, sum, 1);
-    sum += __shfl_xor_sync(mask, sum, 2);
-    const int upper_sum = __shfl_sync(mask, sum, first + 4);
+};
+
+// Four values from `i` on to each of eight neighbouring lanes; only those that are `valid` store.
+__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
+    const Q15 q(x, mask);
     if (!valid) return;
     const u32 block = i / 32;
     u8* to = row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15);
-    *(u32*)to = high;
-    *(u32*)(to + blocks * 32) = low;
-    const float d = q15_scale(largest);
-    if (lane == first) ((float4*)(row + blocks * 64))[block] = make_float4(d, d * float(sum), d * float(upper_sum), 0.0f);
+    *(u32*)to = q.high;
+    *(u32*)(to + blocks * 32) = q.low;
+    if ((threadIdx.x & 7) == 0) ((float4*)(row + blocks * 64))[block] = q.x;
 }
 __device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
     store_q15(row, blocks, i, x, 0xffu << (threadIdx.x & 24), true);
 }
+
+// The same of eight rows for mma_mat_vec.cu: for each block of 32 values the words of a lane together, those of
+// high bytes of both halves and of low bytes, then {scale, sum, sum, 0} of each row.
+#define FRAGMENT_BLOCK 640u

@@ -1,4 +1,4 @@
-// Products of few rows with quantised weights: a warp for each few rows of the weight, integer dot
+// Products of one or two rows with quantised weights: a warp for each few rows of the weight, integer dot
 // products with activations in 15 bits.
 //
 // A lane takes blocks lane, lane + 32, ... of a row, in order, and the lanes are summed by halving:
@@ -112,5 +112,3 @@ template <class W, int M, int R, int U, bool GATED> __device__ void mat_vec(cons
     extern "C" __global__ void __launch_bounds__(128, BLOCKS) gated_mat_vec_##M(const __grid_constant__ MatVecArgs args) { mat_vec<WEIGHT, M, 1, GU, true>(args); }
 INSTANCE(1, 1, 6, 3, 4)
 INSTANCE(2, 2, 2, 2, 4)
-INSTANCE(4, 2, 2, 2, 4)
-INSTANCE(8, 2, 1, 1, 2)

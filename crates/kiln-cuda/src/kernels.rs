@@ -35,8 +35,10 @@ pub enum Unit {
     CachedAttention,
     /// Tile maps of masks.
     FlashAttentionBlocks,
-    /// Few rows by weights of a quantised type.
+    /// One or two rows by weights of a quantised type.
     MatVec(DType),
+    /// Up to eight rows by weights of a quantised type.
+    MmaMatVec(DType),
     /// f32 products by weights of a type.
     ExactMatmul(DType),
     /// Tensor core products by weights of a type.
@@ -96,6 +98,7 @@ impl Unit {
             Unit::FlashAttentionBlocks,
         ];
         units.extend(DType::QUANTIZED.map(Unit::MatVec));
+        units.extend(DType::QUANTIZED.map(Unit::MmaMatVec));
         units.extend(DType::QUANTIZED.map(Unit::StreamMatVec));
         for unit in [Unit::ExactMatmul, Unit::MmaMatmul, Unit::Dequantize, Unit::WgmmaMatmulId] {
             units.extend(DType::WEIGHTS.map(unit));
@@ -139,7 +142,11 @@ impl Unit {
     pub(crate) fn is_mat_vec(self) -> bool {
         matches!(
             self,
-            Unit::MatVec(_) | Unit::StreamMatVec(_) | Unit::FloatMatVec | Unit::DequantMatmul(..)
+            Unit::MatVec(_)
+                | Unit::MmaMatVec(_)
+                | Unit::StreamMatVec(_)
+                | Unit::FloatMatVec
+                | Unit::DequantMatmul(..)
         )
     }
 
@@ -233,6 +240,11 @@ impl Unit {
                 &[TILE[0], ("dot.cuh", DOT)],
                 kernel_file!("mat_vec.cu"),
             ),
+            Unit::MmaMatVec(_) => (
+                ops::matmul::MatVecArgs::cuda(),
+                &[TILE[0], ("ptx.cuh", PTX)],
+                kernel_file!("mma_mat_vec.cu"),
+            ),
             Unit::StreamMatVec(_) => (
                 ops::stream_mat_vec::StreamMatVecArgs::cuda()
                     + &ops::stream_mat_vec::MatVecSegment::cuda(),
@@ -265,6 +277,7 @@ impl Unit {
     fn define(self) -> String {
         match self {
             Unit::MatVec(dtype)
+            | Unit::MmaMatVec(dtype)
             | Unit::ExactMatmul(dtype)
             | Unit::MmaMatmul(dtype)
             | Unit::WgmmaMatmulId(dtype)
@@ -330,6 +343,7 @@ impl fmt::Display for Unit {
             Unit::DequantMatmul(dtype, columns) => write!(f, "dequant_matmul_{dtype}_{columns}"),
             Unit::FlashAttentionWgmma(dim) => write!(f, "flash_attention_wgmma_{dim}"),
             Unit::MatVec(dtype) => write!(f, "mat_vec_{dtype}"),
+            Unit::MmaMatVec(dtype) => write!(f, "mma_mat_vec_{dtype}"),
             Unit::StreamMatVec(dtype) => write!(f, "stream_mat_vec_{dtype}"),
             Unit::ExactMatmul(dtype) => write!(f, "exact_matmul_{dtype}"),
             Unit::WgmmaMatmulId(dtype) => write!(f, "wgmma_matmul_id_{dtype}"),

@@ -1,6 +1,6 @@
 //! Inputs of products in the form that their kernels read.
 
-use super::matmul::MAT_VEC_ROWS;
+use super::matmul::{MAT_VEC_ROWS, MMA_MAT_VEC_ROWS};
 use super::stream_mat_vec;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering, Made};
@@ -37,13 +37,15 @@ kiln_core::kernel_args! {
 
 /// Bytes of a block of 32 activations in 15 bits.
 pub(super) const Q15_BLOCK: u64 = 80;
+/// Bytes of a block of 32 activations of eight rows, in the order of the tensor cores.
+const FRAGMENT_BLOCK: u64 = 640;
 /// Threads of a block.
 const THREADS: u64 = 256;
 /// Threads of a block that rounds.
 const SMALL: u64 = 64;
 
 /// Names of the forms of plain rows.
-const ROWS: [&str; 3] = ["q15", "f32", "bf16"];
+const ROWS: [&str; 4] = ["q15", "f32", "bf16", "fragments"];
 
 /// The input of a product as rows of `k` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,8 +54,8 @@ pub(crate) struct Input {
     stride_row: u64,
     stride_head: u64,
     head_dim: u64,
-    /// What its forms in the workspace are called: 15 bits, f32, bf16.
-    kinds: [&'static str; 3],
+    /// What its forms in the workspace are called: 15 bits, f32, bf16, fragments of the tensor cores.
+    kinds: [&'static str; 4],
     pub(crate) rows: u64,
     pub(crate) k: u64,
 }
@@ -67,7 +69,7 @@ impl Input {
                 stride_head: view.stride(0),
                 head_dim: view.last(),
                 rows: view.extent(1),
-                kinds: ["q15 of heads", "f32 of heads", "bf16 of heads"],
+                kinds: ["q15 of heads", "f32 of heads", "bf16 of heads", "fragments of heads"],
                 k: view.extent(0) * view.last(),
             },
             (InputLayout::RowMajor, _) => Self {
@@ -132,6 +134,18 @@ impl Input {
         })
     }
 
+    /// At most eight rows in 15 bits, in the order of the tensor cores: the address.
+    pub(crate) fn fragments(&self, lowering: &mut Lowering) -> u64 {
+        let blocks = self.k / BLOCK as u64;
+        let made = Made::new(self.kinds[3], self.view);
+        lowering.shared(made, blocks * FRAGMENT_BLOCK, |lowering, output| {
+            let name = "activations_q15_fragments";
+            let kernel = Kernel::new(Unit::Activations, name, 1, SMALL as u32);
+            let grid = [self.k.div_ceil(4 * SMALL), self.rows, 1];
+            lowering.launch(kernel.grid(grid), &self.args(output, self.k));
+        })
+    }
+
     /// f32 rows: address, bytes from row to row, and whether rows start at multiples of 16 bytes.
     pub(crate) fn f32(&self, lowering: &mut Lowering) -> (u64, u64, bool) {
         if self.view.dtype() == DType::F32 && self.head_dim == self.k {
@@ -162,10 +176,10 @@ impl Input {
     }
 }
 
-/// Where a kernel that writes f32 rows puts them in 15 bits as well, for the products of few rows that
-/// may read them; 0 where none can.
+/// Where a kernel that writes f32 rows puts them in 15 bits as well, for the products of one or two rows
+/// that may read them; 0 where none can.
 pub(super) fn provide_q15(output: View, lowering: &mut Lowering) -> u64 {
-    let few = output.rank() == 2 && output.extent(0) <= MAT_VEC_ROWS;
+    let few = output.rank() == 2 && output.extent(0) < MMA_MAT_VEC_ROWS;
     let rounded = lowering.caps.hopper() && stream_mat_vec::rounds(output.extent(0), output.last());
     if !few
         || rounded

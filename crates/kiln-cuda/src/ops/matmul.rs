@@ -39,7 +39,7 @@ kiln_core::kernel_args! {
 }
 
 kiln_core::kernel_args! {
-    /// Arguments of `mat_vec.cu`.
+    /// Arguments of `mat_vec.cu` and `mma_mat_vec.cu`.
     pub(crate) struct MatVecArgs {
         /// Planes of the weight, or of the gate: codes.
         q: u64,
@@ -57,7 +57,7 @@ kiln_core::kernel_args! {
         up_s: u64,
         /// Scales of 256 values.
         up_d: u64,
-        /// Rows made by `activations_q15`.
+        /// Rows made by `activations_q15`, or by `activations_q15_fragments`.
         activations: u64,
         /// f32
         output: u64,
@@ -185,6 +185,10 @@ kiln_core::kernel_args! {
 /// Most rows of a matrix-vector product: above, tiles on the tensor cores win.
 pub(crate) const MAT_VEC_ROWS: u64 = 8;
 
+/// Least rows of a product with quantised weights that the tensor cores multiply: below, a warp for each few
+/// rows of the weight wins. Both give the same bits.
+pub(crate) const MMA_MAT_VEC_ROWS: u64 = 3;
+
 /// The way a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -229,11 +233,9 @@ pub(crate) struct MatVecTile {
 }
 
 /// The forms that are compiled.
-const MAT_VEC_TILES: [MatVecTile; 4] = [
+const MAT_VEC_TILES: [MatVecTile; 2] = [
     MatVecTile { rows: 1, per_warp: 1, blocks: 4 },
     MatVecTile { rows: 2, per_warp: 2, blocks: 4 },
-    MatVecTile { rows: 4, per_warp: 2, blocks: 4 },
-    MatVecTile { rows: 8, per_warp: 2, blocks: 2 },
 ];
 /// Warps of a block of the matrix-vector kernels.
 const MAT_VEC_WARPS: u64 = 4;
@@ -273,7 +275,7 @@ impl Product {
         match route {
             Route::MatVec => {
                 let args = MatVecArgs {
-                    activations: input.q15(lowering),
+                    activations: mat_vec_input(input, lowering),
                     output,
                     output_stride,
                     m: m as u32,
@@ -339,7 +341,16 @@ pub(super) fn mat_vec_args(weight: Weight) -> MatVecArgs {
     }
 }
 
+/// The input of a product of few rows with a quantised weight.
+fn mat_vec_input(input: Input, lowering: &mut Lowering) -> u64 {
+    if input.rows < MMA_MAT_VEC_ROWS { input.q15(lowering) } else { input.fragments(lowering) }
+}
+
 pub(super) fn mat_vec_kernel(name: &str, weight: Weight, m: u64, caps: Caps) -> Kernel {
+    if m >= MMA_MAT_VEC_ROWS {
+        let name = if name == "gated_mat_vec" { "gated_mma_mat_vec" } else { "mma_mat_vec" };
+        return Kernel::new(Unit::MmaMatVec(weight.dtype), name, weight.n.div_ceil(16), 256);
+    }
     let tile = mat_vec_tile(m);
     let per_warp = if name == "gated_mat_vec" { 1 } else { tile.per_warp };
     let blocks = weight.n.div_ceil(per_warp * MAT_VEC_WARPS);
@@ -419,7 +430,7 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
             up_h: second.h,
             up_s: second.s,
             up_d: second.d,
-            activations: rows.q15(lowering),
+            activations: mat_vec_input(rows, lowering),
             output: output.address,
             output_stride: output.stride(0),
             m: m as u32,
@@ -473,10 +484,8 @@ mod tests {
 
     #[test]
     fn tiles_are_large_enough() {
-        for m in 1..=MAT_VEC_ROWS {
-            assert!(mat_vec_tile(m).rows >= m);
+        for m in 1..MMA_MAT_VEC_ROWS {
+            assert_eq!(mat_vec_tile(m).rows, m);
         }
-        assert_eq!(mat_vec_tile(1).rows, 1);
-        assert_eq!(mat_vec_tile(3).rows, 4);
     }
 }

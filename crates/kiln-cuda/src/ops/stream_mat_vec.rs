@@ -1,7 +1,7 @@
 //! Products of few rows on Hopper: `stream_mat_vec.cu`.
 
 use super::activations::{Input, Q15_BLOCK};
-use super::matmul::mat_vec_tile;
+use super::matmul::{MMA_MAT_VEC_ROWS, mat_vec_tile};
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
@@ -102,8 +102,8 @@ impl Ring {
     }
 }
 
-/// Most rows of activations: more need more registers than so many warps leave.
-const MOST_ROWS: u64 = 4;
+/// Most rows of activations: the tensor cores multiply more.
+const MOST_ROWS: u64 = MMA_MAT_VEC_ROWS - 1;
 
 /// Whether a weight's products of `m` rows take this way.
 pub(crate) fn fits(weight: &View, m: u64, caps: Caps) -> bool {
