@@ -24,7 +24,7 @@ __device__ __forceinline__ void pair(float4& to, const Scales& s) { to = make_fl
 template <class W, bool GATED> struct MmaMatVec {
     typedef typename W::Raw Raw;
     typedef typename Factors<W::HALVES>::Pair Pair;
-    static constexpr u32 WARPS = 8, MATRICES = GATED ? 2 : 1, AHEAD = GATED || W::HALVES || W::H > 0 ? 1 : 2;
+    static constexpr u32 WARPS = 8, MATRICES = GATED ? 2 : 1, AHEAD = GATED ? 1 : 2;
 
     // Of 16 rows and four blocks of a warp.
     struct Weights {
@@ -135,17 +135,28 @@ template <class W, bool GATED> struct MmaMatVec {
                 }
                 load(raw[u]);
                 __syncwarp();
-                #pragma unroll
+                // A loop, or the loads of all blocks would be gathered before it and take too many registers. Sums move
+                // on by one, so that those of a block are the first.
+                #pragma unroll 1
                 for (u32 j = 0; j < 4; ++j) {
                     const u8* at = x + u64(min(pass * 32 + warp * 4 + j, blocks - 1)) * FRAGMENT_BLOCK;
                     const uint4 codes = ((const uint4*)at)[lane];
                     const float4* scales = (const float4*)(at + 512) + lane % 4 * 2;
                     const float4 tokens[2] = {scales[0], scales[1]};
                     #pragma unroll
-                    for (u32 g = 0; g < MATRICES; ++g) multiply(shared.weights[warp][g], j, codes, tokens, acc[g][j]);
-                    // The loads of the next block stay behind: gathered before all, they would take too many registers.
-                    __syncwarp();
+                    for (u32 g = 0; g < MATRICES; ++g) {
+                        multiply(shared.weights[warp][g], j, codes, tokens, acc[g][0]);
+                        #pragma unroll
+                        for (u32 i = 0; i < 4; ++i) {
+                            const float sum = acc[g][0][i];
+                            acc[g][0][i] = acc[g][1][i];
+                            acc[g][1][i] = acc[g][2][i];
+                            acc[g][2][i] = acc[g][3][i];
+                            acc[g][3][i] = sum;
+                        }
+                    }
                 }
+                __syncwarp();
             }
         }
         __syncthreads();
