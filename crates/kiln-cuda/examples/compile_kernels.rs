@@ -9,10 +9,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Kernels that may use local memory, and why.
-const ALLOWED: &[(&str, &str)] = &[
-    ("rope_table", "the frame of the subroutine that divides f64 angles"),
-    ("stream_mat_vec_4", "16 warps leave 128 registers; types of 5 bits need two more"),
-];
+const ALLOWED: &[(&str, &str)] =
+    &[("rope_table", "the frame of the subroutine that divides f64 angles")];
 
 struct Options {
     nvrtc: Option<PathBuf>,

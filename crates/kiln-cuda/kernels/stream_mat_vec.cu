@@ -216,4 +216,3 @@ template <class W, int M, u32 R, bool GATED, bool F32> __device__ void stream_ma
 INSTANCE(f32, 1, true)
 INSTANCE(1, 1, false)
 INSTANCE(2, 2, false)
-INSTANCE(4, 4, false)
