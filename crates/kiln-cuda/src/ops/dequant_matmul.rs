@@ -1,6 +1,7 @@
 //! Products of some tens or hundreds of rows by quantised weights on Hopper: `dequant_matmul.cu`.
 
 use super::activations::{self, Input};
+use super::matmul::join_products;
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
@@ -8,7 +9,7 @@ use crate::runtime::context::Caps;
 use crate::runtime::graph::{Matrix, Param};
 use crate::view::View;
 use bytemuck::Zeroable;
-use kiln_core::ops::{Activation, GatedMatmul, Matmul, Op, Precision};
+use kiln_core::ops::{Activation, GatedMatmul};
 
 kiln_core::kernel_args! {
     /// Arguments of `dequant_matmul.cu`.
@@ -200,21 +201,11 @@ pub(super) fn products(
     (output, output_stride): (u64, u64),
     lowering: &mut Lowering,
 ) {
-    let source = input.view();
     let first = Weight::new(weight, lowering);
     let mut segments = vec![segment(first, output, output_stride)];
-    segments.extend(lowering.join(SEGMENTS - 1, |op, lowering| {
-        let Op::Matmul(Matmul { input: other, weight, output, input_layout, precision }) = *op
-        else {
-            return None;
-        };
-        let same = other == source && Input::new(other, input_layout) == input;
-        let alike = weight.dtype() == first.dtype && fits(&weight, input.rows, lowering.caps);
-        if !same || !alike || precision != Precision::Fast {
-            return None;
-        }
-        Some(segment(Weight::new(weight, lowering), output.address, output.stride(0)))
-    }));
+    let others = join_products(input, first.dtype, fits, SEGMENTS - 1, lowering);
+    segments
+        .extend(others.into_iter().map(|(weight, to)| segment(weight, to.address, to.stride(0))));
     launch(input, first, segments, Zeroable::zeroed(), lowering);
 }
 

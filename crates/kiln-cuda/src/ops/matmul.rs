@@ -12,7 +12,7 @@ use crate::runtime::context::Caps;
 use crate::view::View;
 use bytemuck::Zeroable;
 use kiln_core::DType;
-use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, Precision};
+use kiln_core::ops::{Activation, GatedMatmul, InputLayout, Matmul, Op, Precision};
 
 kiln_core::kernel_args! {
     /// Arguments of `pack.cu`.
@@ -219,6 +219,29 @@ pub(crate) fn select(dtype: DType, precision: Precision, m: u64, caps: Caps) -> 
         (_, Precision::Fast) if m >= WGMMA_ROWS && caps.hopper() => Route::Wgmma,
         (_, Precision::Fast) => Route::Mma,
     }
+}
+
+/// Fast products of the same input that follow, by weights of one type that take the same way, become
+/// part of this step: at most `most`, each with its weight and its output.
+pub(super) fn join_products(
+    input: Input,
+    dtype: DType,
+    fits: fn(&View, u64, Caps) -> bool,
+    most: usize,
+    lowering: &mut Lowering,
+) -> Vec<(Weight, View)> {
+    lowering.join(most, |op, lowering| {
+        let Op::Matmul(Matmul { input: other, weight, output, input_layout, precision }) = *op
+        else {
+            return None;
+        };
+        let same = other == input.view() && Input::new(other, input_layout) == input;
+        let alike = weight.dtype() == dtype && fits(&weight, input.rows, lowering.caps);
+        if !same || !alike || precision != Precision::Fast {
+            return None;
+        }
+        Some((Weight::new(weight, lowering), output))
+    })
 }
 
 /// A form of `mat_vec.cu`.

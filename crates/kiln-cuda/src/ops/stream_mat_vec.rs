@@ -1,7 +1,7 @@
 //! Products of few rows on Hopper: `stream_mat_vec.cu`.
 
 use super::activations::{Input, Q15_BLOCK};
-use super::matmul::{MMA_MAT_VEC_ROWS, mat_vec_tile};
+use super::matmul::{MMA_MAT_VEC_ROWS, join_products, mat_vec_tile};
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
@@ -11,7 +11,7 @@ use crate::runtime::graph::Param;
 use crate::view::View;
 use bytemuck::Zeroable;
 use kiln_core::DType;
-use kiln_core::ops::{Activation, Matmul, Op, Precision};
+use kiln_core::ops::Activation;
 
 kiln_core::kernel_args! {
     /// Arguments of `stream_mat_vec.cu`.
@@ -172,22 +172,12 @@ pub(super) fn products(
     (output, output_stride): (u64, u64),
     lowering: &mut Lowering,
 ) {
-    let source = input.view();
     let first = Weight::new(weight, lowering);
     let args = args(input, first, lowering);
     let mut segments = vec![segment(first, output, output_stride)];
-    segments.extend(lowering.join(SEGMENTS - 1, |op, lowering| {
-        let Op::Matmul(Matmul { input: other, weight, output, input_layout, precision }) = *op
-        else {
-            return None;
-        };
-        let same = other == source && Input::new(other, input_layout) == input;
-        let alike = weight.dtype() == first.dtype && fits(&weight, input.rows, lowering.caps);
-        if !same || !alike || precision != Precision::Fast {
-            return None;
-        }
-        Some(segment(Weight::new(weight, lowering), output.address, output.stride(0)))
-    }));
+    let others = join_products(input, first.dtype, fits, SEGMENTS - 1, lowering);
+    segments
+        .extend(others.into_iter().map(|(weight, to)| segment(weight, to.address, to.stride(0))));
     let units = segments.iter().map(|segment| segment.n.div_ceil(ROWS)).sum();
     segments.resize(SEGMENTS, Zeroable::zeroed());
     launch("stream_mat_vec", first, units, (args, &segments), lowering);
