@@ -382,6 +382,9 @@ fn halves_to_floats(bits: [u16; 4]) -> [f32; 4] {
     out
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Asks for the cache line of an address that will be read soon. Any address is fine.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {

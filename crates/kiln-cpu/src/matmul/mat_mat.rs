@@ -10,7 +10,7 @@ use super::column_tiles::{BAND, Band, Tile};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
-use crate::isa::{Isa, LANES, Planes, Simd, Tiles, prefetch, with_simd};
+use crate::isa::{Isa, LANES, LINE, Planes, Simd, Tiles, prefetch, with_simd};
 use kiln_core::DType;
 use std::ops::Range;
 
@@ -80,9 +80,6 @@ impl<'a> Ahead<'a> {
         }
     }
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// What the kernels of a block type have in common.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
 use super::format::CHUNK;
-use crate::isa::{LANES, Rows, Simd, prefetch, prefetch_far};
+use crate::isa::{LANES, LINE, Rows, Simd, prefetch, prefetch_far};
 use blocks::{Blocks, SEGMENT};
 pub(crate) use blocks::{Order, RowFormat};
 use column::Column;
@@ -20,9 +20,6 @@ const AHEAD: usize = 1024;
 
 /// As [`AHEAD`], into the next one: memory answers late, and pages begin without a stream.
 const FAR_AHEAD: usize = 8192;
-
-/// Bytes that are fetched from memory at once.
-const LINE: usize = 64;
 
 /// Columns are padded to one of these, so that a kernel's accumulators are registers.
 pub(crate) const fn padded_columns(columns: usize) -> usize {

@@ -1,11 +1,8 @@
 //! Register-blocked products: weights or queries times rows of 16-lane vectors, and dot products.
 
 use super::element::Element;
-use crate::isa::{LANES, Simd, prefetch};
+use crate::isa::{LANES, LINE, Simd, prefetch};
 use std::ops::Range;
-
-/// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
 
 /// Whether a vector is one register of 32, which changes what fits.
 pub(super) const fn wide<S: Simd>() -> bool {

@@ -6,11 +6,11 @@
 //! bits.
 
 use super::element::{Element, F16, F32, with_element};
-use super::kernel::{LINE, Product, Scores, add_row};
+use super::kernel::{Product, Scores, add_row};
 use super::problem::{Keys, Problem, Rows, Span};
 use super::softmax::{LOWEST, MASKED, exp1, largest, normalizer, soft_cap, weights};
 use crate::exec::{Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Simd, prefetch, with_float_simd};
+use crate::isa::{Isa, LANES, LINE, Simd, prefetch, with_float_simd};
 use crate::threads::Scratch;
 use kiln_core::DType;
 use std::ops::Range;
