@@ -139,7 +139,7 @@ impl Unit {
     }
 
     /// Whether its kernels are products that wait for weights.
-    pub(crate) fn is_mat_vec(self) -> bool {
+    pub(crate) fn waits_for_weights(self) -> bool {
         matches!(
             self,
             Unit::MatVec(_)

@@ -322,7 +322,7 @@ impl Graph<'_> {
 fn is_chain(steps: &[Step]) -> bool {
     let mut launches = steps.iter().flat_map(|step| &step.chain).map(|ready| ready.launch.unit);
     steps.iter().all(|step| step.ahead.is_empty())
-        && launches.clone().any(Unit::is_mat_vec)
+        && launches.clone().any(Unit::waits_for_weights)
         && !launches.any(Unit::is_tiled)
 }
 
