@@ -1,6 +1,7 @@
-//! What the machine can do: memory bandwidth and byte products, measured.
+//! What the machine can do: memory bandwidth and products on tiles, measured.
 
-use crate::isa::{LANES, Tiles, prefetch, with_simd};
+use crate::isa::{Isa, LANES, MatrixUnit, TILE_DEPTH, Tiles, prefetch, with_simd, with_unit};
+use crate::matmul::bf16_tiles::{PAIR, PANEL_BYTES, PART_DEPTH};
 use crate::threads::Pool;
 use crate::{Config, choose, fail};
 use kiln_core::Result;
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 pub struct Limits {
     /// Bytes per second that the threads read from memory together, in 10^9.
     pub read_gb_per_s: f64,
-    /// Operations per second of products of 4-bit weights with 8-bit activations on tiles that stay
-    /// in the nearest cache, over all threads, in 10^9; a multiply-add counts as two.
+    /// Operations per second of products on tiles that stay in the nearest cache, over all threads, in
+    /// 10^9; a multiply-add counts as two. The products are those of 4-bit weights with 8-bit activations,
+    /// or of bf16 where the instruction set multiplies tiles of it.
     pub dot_gop_per_s: f64,
 }
 
@@ -39,8 +41,11 @@ pub fn limits(config: &Config) -> Result<Limits> {
     memory.resize(words, 1u64);
     let parts: Vec<&[u64]> = memory.chunks(READ_BYTES / size_of::<u64>()).collect();
     let read = best(&pool, |index| sum(parts[index]))?;
-    let operations = with_simd!(isa, s => tile_operations(s)) as f64;
-    let dots = best(&pool, |_| with_simd!(isa, s => multiply(s)))?;
+    let operations = operations(isa) as f64;
+    let dots = best(&pool, |_| match isa.unit {
+        Some(unit) => with_unit!(unit, unit => multiply_in_unit(unit)),
+        None => with_simd!(isa, s => multiply(s)),
+    })?;
     let threads = pool.count() as f64;
     Ok(Limits {
         read_gb_per_s: READ_BYTES as f64 * threads / read / 1e9,
@@ -82,8 +87,43 @@ fn sum(words: &[u64]) -> u64 {
 
 const ROUNDS: usize = 4000;
 
-fn tile_operations<S: Tiles>(_: S) -> usize {
-    2 * ROUNDS * FOURS * 4 * LANES * S::STRIPS * S::COLUMNS
+/// Operations of one call.
+fn operations(isa: Isa) -> usize {
+    fn of_tile<S: Tiles>(_: S) -> usize {
+        FOURS * 4 * LANES * S::STRIPS * S::COLUMNS
+    }
+    let of_round = match isa.unit {
+        Some(_) => PART_DEPTH * PAIR * PAIR,
+        None => with_simd!(isa, s => of_tile(s)),
+    };
+    2 * ROUNDS * of_round
+}
+
+/// A cache line of bf16.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([u16; TILE_DEPTH]);
+
+/// Products of a panel with a block of columns.
+fn multiply_in_unit<U: MatrixUnit>(unit: U) -> u64 {
+    let value = |i: usize| half::bf16::from_f32((i * 37 % 101) as f32 - 50.0).to_bits();
+    let line = |i: usize| Line(std::array::from_fn(|value_of| value(i * TILE_DEPTH + value_of)));
+    let of_panel = PANEL_BYTES / size_of::<Line>();
+    let tiles: Vec<Line> = (0..2 * of_panel).map(line).collect();
+    let (columns, rows) = tiles.split_at(of_panel);
+    let mut sums = vec![line(0); PAIR * PAIR * size_of::<f32>() / size_of::<Line>()];
+    unit.with_tiles(
+        #[inline(always)]
+        || {
+            for _ in 0..ROUNDS {
+                let (columns, rows) = (black_box(columns.as_ptr()), black_box(rows.as_ptr()));
+                let (len, sums) = (PART_DEPTH / TILE_DEPTH, sums.as_mut_ptr());
+                // SAFETY: tiles are ready, and both parts and the sums have so many lines.
+                unsafe { unit.multiply::<2>(columns.cast(), rows.cast(), len, sums.cast(), true) };
+            }
+        },
+    );
+    u64::from(black_box(&sums)[0].0[0])
 }
 
 fn multiply<S: Tiles>(s: S) -> u64 {

@@ -97,19 +97,27 @@ impl View {
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(index).cast(), self.last()) }
     }
 
-    /// Reads a row of a float type as f32.
+    /// Reads the part of a row of a float type from `start` on that is as long as `out`, as f32.
     ///
     /// # Safety
-    /// As [`View::row`], for a float type.
+    /// As [`View::row`], for a float type, and the row has that part.
     #[inline(always)]
-    pub(crate) unsafe fn load<const N: usize>(&self, index: [usize; N], out: &mut [f32]) {
-        debug_assert_eq!(out.len(), self.last());
+    pub(crate) unsafe fn load<const N: usize>(
+        &self,
+        index: [usize; N],
+        start: usize,
+        out: &mut [f32],
+    ) {
+        let part = start..start + out.len();
+        debug_assert!(part.end <= self.last());
         // SAFETY: the type is matched, the rest is the caller's.
         unsafe {
             match self.dtype {
-                DType::F32 => out.copy_from_slice(self.row::<f32, N>(index)),
-                DType::F16 => widen(self.row::<f16, N>(index), out),
-                _ => widen(self.row::<bf16, N>(index), out),
+                DType::F32 => {
+                    out.copy_from_slice(self.row::<f32, N>(index).get_unchecked(part));
+                }
+                DType::F16 => widen(self.row::<f16, N>(index).get_unchecked(part), out),
+                _ => widen(self.row::<bf16, N>(index).get_unchecked(part), out),
             }
         }
     }

@@ -36,6 +36,14 @@ impl Random {
 /// `12 / 12 / 127^2`; twice that for the chance of few values.
 const ACTIVATION_ERROR: f64 = 1.3e-4;
 
+/// What both factors lose by rounding to bf16, twice: an instruction set with tiles of it.
+const BF16_ERROR: f64 = 1e-5;
+
+/// Bound of products of inputs that are exact in `Random::coded`.
+fn coded_error(name: &str, m: usize) -> f64 {
+    if name == "amx-bf16" && m > 1 { BF16_ERROR } else { 1e-8 }
+}
+
 fn weight(
     device: &Device,
     dtype: DType,
@@ -82,7 +90,7 @@ fn every_type_and_route_is_close_to_f64() {
                     let n = 37;
                     let (w, values) = weight(&device, dtype, [n, k], &mut random);
                     let (coded, any) = (random.coded(m, k), random.values(m * k));
-                    for (x, fast) in [(coded, 1e-8), (any, ACTIVATION_ERROR)] {
+                    for (x, fast) in [(coded, coded_error(name, m)), (any, ACTIVATION_ERROR)] {
                         let expected = product(&x, &values, k);
                         let input = device.upload(&x, [m, k]).unwrap();
                         let output = device.upload(&vec![f32::NAN; m * n], [m, n]).unwrap();
@@ -177,7 +185,8 @@ fn gated_products_of_mixed_types() {
                 .unwrap();
                 rec.finish().unwrap().run().unwrap();
                 let error = nmse(&output.to_vec().unwrap(), &expected);
-                assert!(error <= 1e-8, "{name} {gate_type} {up_type} m {m}: {error:e}");
+                let bound = 4.0 * coded_error(name, m);
+                assert!(error <= bound, "{name} {gate_type} {up_type} m {m}: {error:e}");
             }
         }
     }

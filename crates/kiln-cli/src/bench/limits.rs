@@ -55,7 +55,7 @@ impl fmt::Display for Limits {
         match *self {
             Self::Cpu { read_gb_per_s, dot_gop_per_s } => {
                 let (read, dot) = (figure(read_gb_per_s), figure(dot_gop_per_s));
-                write!(f, "{read} GB/s read, {dot} GOP/s of 4-bit by 8-bit products")
+                write!(f, "{read} GB/s read, {dot} GOP/s of products on tiles in cache")
             }
             Self::Cuda { copy_gb_per_s, gemm_gflop_per_s } => {
                 let (copy, gemm) = (figure(copy_gb_per_s), figure(gemm_gflop_per_s));

@@ -24,7 +24,7 @@ Examples:
   kiln bench ops --op matmul --exact -t 2
   kiln bench ops --op rms_norm --format json
 
-The limits come first. Of the CPU: memory reads by all threads, and byte products on tiles in cache.
+The limits come first. Of the CPU: memory reads by all threads, and products on tiles in cache.
 Of a CUDA device: a copy inside its memory, and a bf16 product of 8192 x 8192 matrices. The last
 column is the larger of the shares of both; small operations that stay in caches exceed it.
 

@@ -13,10 +13,13 @@ macro_rules! compute {
     }};
 }
 
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "no_amx.rs")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -27,6 +30,9 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_rows;
 
+#[cfg(test)]
+pub(crate) use matrix::Plain;
+pub(crate) use matrix::{B, MatrixUnit, TILE, TILE_BYTES, TILE_DEPTH, Units, with_unit};
 pub(crate) use rows::Rows;
 pub(crate) use scalar::Scalar;
 pub(crate) use tiles::Tiles;
@@ -302,7 +308,15 @@ fn tree(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// The best instruction set of this machine, or a chosen one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Isa {
+pub(crate) struct Isa {
+    pub(crate) vectors: Vectors,
+    /// What multiplies tiles, where there is such a unit.
+    pub(crate) unit: Option<Units>,
+}
+
+/// A token of vector instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Vectors {
     /// Plain Rust.
     Scalar(Scalar),
     /// AVX2, FMA and F16C.
@@ -329,33 +343,11 @@ impl Isa {
     /// Every instruction set of this machine, the fastest first.
     pub(crate) fn available() -> Vec<Isa> {
         let mut all = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            all.extend(avx512::Avx512Vnni::new().map(Isa::Avx512Vnni));
-            all.extend(avx2::Avx2::<true>::new().map(Isa::AvxVnni));
-            all.extend(avx2::Avx2::<false>::new().map(Isa::Avx2));
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            all.extend(neon::Neon::new().map(Isa::NeonI8mm));
-            all.extend(neon::Neon::new().map(Isa::NeonDotProd));
-            all.extend(neon::Neon::new().map(Isa::Neon));
-        }
-        all.push(Isa::Scalar(Scalar));
+        all.extend(
+            amx::Amx::new().map(|amx| Isa { vectors: amx.token(), unit: Some(Units::Amx(amx)) }),
+        );
+        all.extend(Vectors::available().into_iter().map(|vectors| Isa { vectors, unit: None }));
         all
-    }
-
-    /// The set without instructions that float kernels have no use for.
-    pub(crate) fn floats(self) -> Self {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni(simd) => Isa::Avx2(simd.floats()),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotProd(simd) => Isa::Neon(simd.floats()),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonI8mm(simd) => Isa::Neon(simd.floats()),
-            other => other,
-        }
     }
 
     /// Name for people and for the choice of one.
@@ -363,7 +355,44 @@ impl Isa {
         fn name<S: Simd>(_: S) -> &'static str {
             S::NAME
         }
-        with_simd!(self, simd => name(simd))
+        match self.unit {
+            Some(unit) => with_unit!(unit, unit => matrix::name(unit)),
+            None => with_simd!(self, simd => name(simd)),
+        }
+    }
+}
+
+impl Vectors {
+    /// Those of this machine, the fastest first.
+    fn available() -> Vec<Vectors> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(avx512::Avx512Vnni::new().map(Vectors::Avx512Vnni));
+            all.extend(avx2::Avx2::<true>::new().map(Vectors::AvxVnni));
+            all.extend(avx2::Avx2::<false>::new().map(Vectors::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.extend(neon::Neon::new().map(Vectors::NeonI8mm));
+            all.extend(neon::Neon::new().map(Vectors::NeonDotProd));
+            all.extend(neon::Neon::new().map(Vectors::Neon));
+        }
+        all.push(Vectors::Scalar(Scalar));
+        all
+    }
+
+    /// The set without instructions that float kernels have no use for.
+    pub(crate) fn floats(self) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::AvxVnni(simd) => Vectors::Avx2(simd.floats()),
+            #[cfg(target_arch = "aarch64")]
+            Vectors::NeonDotProd(simd) => Vectors::Neon(simd.floats()),
+            #[cfg(target_arch = "aarch64")]
+            Vectors::NeonI8mm(simd) => Vectors::Neon(simd.floats()),
+            other => other,
+        }
     }
 }
 
@@ -426,20 +455,20 @@ pub(crate) fn prefetch_far(address: *const u8) {
 /// Evaluates an expression, generic over the token, for the chosen instruction set.
 macro_rules! with_simd {
     ($isa:expr, $simd:ident => $work:expr) => {
-        match $isa {
-            $crate::isa::Isa::Scalar($simd) => $work,
+        match $isa.vectors {
+            $crate::isa::Vectors::Scalar($simd) => $work,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::Avx2($simd) => $work,
+            $crate::isa::Vectors::Avx2($simd) => $work,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::AvxVnni($simd) => $work,
+            $crate::isa::Vectors::AvxVnni($simd) => $work,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::Avx512Vnni($simd) => $work,
+            $crate::isa::Vectors::Avx512Vnni($simd) => $work,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Isa::Neon($simd) => $work,
+            $crate::isa::Vectors::Neon($simd) => $work,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Isa::NeonDotProd($simd) => $work,
+            $crate::isa::Vectors::NeonDotProd($simd) => $work,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Isa::NeonI8mm($simd) => $work,
+            $crate::isa::Vectors::NeonI8mm($simd) => $work,
         }
     };
 }
@@ -448,13 +477,13 @@ pub(crate) use with_simd;
 /// As [`with_simd`], for kernels without byte products: compiled for fewer sets.
 macro_rules! with_float_simd {
     ($isa:expr, $simd:ident => $work:expr) => {
-        match $crate::isa::Isa::floats($isa) {
+        match $isa.vectors.floats() {
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::Avx2($simd) => $work,
+            $crate::isa::Vectors::Avx2($simd) => $work,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::Avx512Vnni($simd) => $work,
+            $crate::isa::Vectors::Avx512Vnni($simd) => $work,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Isa::Neon($simd) => $work,
+            $crate::isa::Vectors::Neon($simd) => $work,
             _ => {
                 let $simd = $crate::isa::Scalar;
                 $work

@@ -6,6 +6,7 @@
 //! byte is exact in i32 over a group, so that a result depends neither on the instruction set nor on
 //! the tile.
 
+use super::bf16_tiles::VALUE_BYTES;
 use super::column_tiles::{self, BAND};
 use super::format::CHUNK;
 use super::mat_vec::{Order, column};
@@ -33,6 +34,8 @@ pub(crate) enum Packing {
     FloatColumns,
     /// f32 by tiles of columns.
     FloatTiles,
+    /// For [`super::bf16_tiles`]: tiles of 16 columns and 32 values.
+    Bf16Tiles,
 }
 
 /// Sizes of a packed matrix.
@@ -58,6 +61,7 @@ impl Layout {
     fn tile_of(&self, columns: usize) -> usize {
         let bytes = match self.packing {
             Packing::Column(_) => column::bytes(self.depth),
+            Packing::Bf16Tiles => self.depth * VALUE_BYTES,
             _ => self.depth * columns * size_of::<f32>(),
         };
         bytes.next_multiple_of(64)
@@ -192,7 +196,7 @@ pub(crate) unsafe fn pack<S: Tiles>(
             Packing::FloatColumns => {
                 floats(bytes, at * layout.depth, layout.depth).copy_from_slice(x)
             }
-            Packing::FloatTiles | Packing::Tiles => {
+            Packing::FloatTiles | Packing::Tiles | Packing::Bf16Tiles => {
                 let out = floats(bytes, 0, layout.depth * width);
                 for (out, value) in out.chunks_exact_mut(width).zip(&*x) {
                     out[at] = *value;

@@ -42,19 +42,31 @@ impl Groups {
         }
     }
 
+    /// Writes a group of zeros.
+    ///
+    /// # Safety
+    /// The group is inside the panel.
+    #[inline(always)]
+    pub(crate) unsafe fn put_zeros<S: Tiles, F: Format>(self, s: S, group: usize) {
+        let (zero, none) = (s.splat(0.0), s.bytes(s.splat_int(0)));
+        // SAFETY: by the contract.
+        unsafe { self.put::<F>(s, group, &[none; 8][..F::GROUP / 4], [zero; 2]) }
+    }
+}
+
+/// Where the unpacked values of a strip go.
+pub(crate) trait Unpacked<S: Tiles>: Copy {
     /// Writes the unsigned values of a group by fours, and its scale; the minimum is that of formats
     /// with minima of their own.
     ///
     /// # Safety
     /// The group is inside the panel.
+    unsafe fn put<F: Format>(self, s: S, group: usize, q: &[S::B], pair: [S::F; 2]);
+}
+
+impl<S: Tiles> Unpacked<S> for Groups {
     #[inline(always)]
-    unsafe fn put<S: Tiles, F: Format>(
-        self,
-        s: S,
-        group: usize,
-        q: &[S::B],
-        [scale, minimum]: [S::F; 2],
-    ) {
+    unsafe fn put<F: Format>(self, s: S, group: usize, q: &[S::B], [scale, minimum]: [S::F; 2]) {
         let at = group * self.strips * LANES;
         // SAFETY: by the contract.
         unsafe {
@@ -87,17 +99,6 @@ impl Groups {
             }
         }
     }
-
-    /// Writes a group of zeros.
-    ///
-    /// # Safety
-    /// The group is inside the panel.
-    #[inline(always)]
-    pub(crate) unsafe fn put_zeros<S: Tiles, F: Format>(self, s: S, group: usize) {
-        let (zero, none) = (s.splat(0.0), s.bytes(s.splat_int(0)));
-        // SAFETY: by the contract.
-        unsafe { self.put::<S, F>(s, group, &[none; 8][..F::GROUP / 4], [zero; 2]) }
-    }
 }
 
 /// Whether tiles take the weights of a format as words.
@@ -126,11 +127,11 @@ pub(crate) trait Interleave: Format + Sized {
         Self::GROUP * value_bytes::<S, Self>()
     }
 
-    /// Unpacks one block of 16 rows to the groups from `out` on.
+    /// Unpacks one block of 16 rows to groups of `out`.
     ///
     /// # Safety
     /// The blocks are readable and the groups writable.
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups);
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O);
 }
 
 /// The 16 bytes at an offset, by fours.
@@ -195,7 +196,7 @@ macro_rules! nibble_format {
     ($Name:ident, high: $high:literal, minimum: $minimum:literal) => {
         impl Interleave for $Name {
             #[inline(always)]
-            unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+            unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
                 const HEAD: usize = if $minimum { 4 } else { 2 };
                 const NIBBLES: usize = HEAD + if $high { 4 } else { 0 };
                 // SAFETY: by the contract.
@@ -210,7 +211,7 @@ macro_rules! nibble_format {
                     }
                     let scale = load_half(s, blocks, 0);
                     let minimum = if $minimum { load_half(s, blocks, 2) } else { scale };
-                    out.put::<S, Self>(s, 0, &q, [scale, minimum]);
+                    out.put::<Self>(s, 0, &q, [scale, minimum]);
                 }
             }
         }
@@ -224,29 +225,29 @@ nibble_format!(Q5_1, high: true, minimum: true);
 
 impl Interleave for Q8_0 {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let q = each(load32(s, blocks, 2), |v| s.xor_bytes(v, 0x80));
-            out.put::<S, Self>(s, 0, &q, [load_half(s, blocks, 0); 2]);
+            out.put::<Self>(s, 0, &q, [load_half(s, blocks, 0); 2]);
         }
     }
 }
 
 impl Interleave for Iq4Nl {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let q = each(nibbles(s, load16(s, blocks, 2)), |v| s.lookup(v, &IQ4_VALUES));
-            out.put::<S, Self>(s, 0, &q, [load_half(s, blocks, 0); 2]);
+            out.put::<Self>(s, 0, &q, [load_half(s, blocks, 0); 2]);
         }
     }
 }
 
 impl Interleave for Iq4Xs {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let head = load16(s, blocks, 0);
@@ -257,7 +258,7 @@ impl Interleave for Iq4Xs {
                 let low = field(s, &head, 4 + group / 2, 4 * (group % 2), 15);
                 let high = field(s, &head, 2, 2 * group, 3);
                 let scale = s.sub(join(s, low, high, 16.0), s.splat(32.0));
-                out.put::<S, Self>(s, group, &q, [s.mul(d, scale); 2]);
+                out.put::<Self>(s, group, &q, [s.mul(d, scale); 2]);
             }
         }
     }
@@ -268,7 +269,7 @@ macro_rules! k_format {
     ($Name:ident, high: $high:literal) => {
         impl Interleave for $Name {
             #[inline(always)]
-            unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+            unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
                 const NIBBLES: usize = if $high { 48 } else { 16 };
                 // SAFETY: by the contract.
                 unsafe {
@@ -290,7 +291,7 @@ macro_rules! k_format {
                             }
                             let [scale, minimum] = six_bits_of(s, &head, group);
                             let pair = [s.mul(d, scale), s.mul(dmin, minimum)];
-                            out.put::<S, Self>(s, group, &q, pair);
+                            out.put::<Self>(s, group, &q, pair);
                         }
                     }
                 }
@@ -317,7 +318,7 @@ k_format!(Q5K, high: true);
 
 impl Interleave for Q6K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 208);
@@ -337,7 +338,7 @@ impl Interleave for Q6K {
                         let group = 8 * half + 2 * place + sixteen;
                         let scale = s.to_float(field(s, &scales, group, 0, 255));
                         let scale = s.mul(d, s.sub(scale, s.splat(128.0)));
-                        out.put::<S, Self>(s, group, &q, [scale; 2]);
+                        out.put::<Self>(s, group, &q, [scale; 2]);
                     }
                 }
             }
@@ -347,7 +348,7 @@ impl Interleave for Q6K {
 
 impl Interleave for Q2K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 80);
@@ -361,7 +362,7 @@ impl Interleave for Q2K {
                     let group = 8 * half + 2 * place + sixteen;
                     let scale = s.to_float(field(s, &packed, group, 0, 15));
                     let minimum = s.to_float(field(s, &packed, group, 4, 15));
-                    out.put::<S, Self>(s, group, &q, [s.mul(d, scale), s.mul(dmin, minimum)]);
+                    out.put::<Self>(s, group, &q, [s.mul(d, scale), s.mul(dmin, minimum)]);
                 }
             }
         }
@@ -370,7 +371,7 @@ impl Interleave for Q2K {
 
 impl Interleave for Q3K {
     #[inline(always)]
-    unsafe fn interleave<S: Tiles>(s: S, blocks: Blocks<'_>, out: Groups) {
+    unsafe fn interleave<S: Tiles, O: Unpacked<S>>(s: S, blocks: Blocks<'_>, out: O) {
         // SAFETY: by the contract.
         unsafe {
             let d = load_half(s, blocks, 108);
@@ -390,7 +391,7 @@ impl Interleave for Q3K {
                     let low = field(s, &packed, 2 + group % 8, 4 * (group / 8), 15);
                     let top = field(s, &packed, 10 + group % 4, 2 * (group / 4), 3);
                     let scale = s.sub(join(s, low, top, 16.0), s.splat(32.0));
-                    out.put::<S, Self>(s, group, &q, [s.mul(d, scale); 2]);
+                    out.put::<Self>(s, group, &q, [s.mul(d, scale); 2]);
                 }
             }
         }

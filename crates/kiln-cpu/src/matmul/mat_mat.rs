@@ -6,11 +6,11 @@
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
-use super::column_tiles::{BAND, Band, Tile};
+use super::column_tiles::{Band, Tile};
 use super::float::ReadChunk;
 use super::format::{CHUNK, with_format};
 use super::interleave::{Blocks, Groups, Interleave, has_minima};
-use crate::isa::{Isa, LANES, LINE, Planes, Simd, Tiles, prefetch, with_simd};
+use crate::isa::{Isa, LANES, LINE, Planes, Simd, Tiles, with_simd};
 use kiln_core::DType;
 use std::ops::Range;
 
@@ -47,31 +47,30 @@ pub(crate) struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    /// Of a panel of `V` strips from a row and a place in the depth on, while so many bands pass.
-    pub(crate) fn new<const V: usize>(
-        (weights, row): (&'a Weights, usize),
-        start: usize,
-        layout: Layout,
-        bands: usize,
+    /// Of rows and values of a panel, over so many calls of [`Ahead::ask`].
+    pub(crate) fn new(
+        weights: &'a Weights,
+        rows: Range<usize>,
+        values: Range<usize>,
+        calls: usize,
     ) -> Self {
         let bytes = |value: usize| {
             value.min(weights.k) / weights.dtype.block_len() * weights.dtype.block_bytes()
         };
-        let bytes = bytes(start)..bytes(start + PANEL_DEPTH);
-        let rows = row..weights.n.min(row + V * LANES);
+        let bytes = bytes(values.start)..bytes(values.end);
+        let rows = rows.start..weights.n.min(rows.end);
         let lines = rows.len() * bytes.len().div_ceil(LINE);
-        let lines = lines.div_ceil(bands * (BAND / layout.tile));
-        Self { weights, at: bytes.start, rows, bytes, lines }
+        Self { weights, at: bytes.start, rows, bytes, lines: lines.div_ceil(calls) }
     }
 
-    /// Asks for the next lines.
+    /// Asks for the next lines, each by a call.
     #[inline(always)]
-    pub(crate) fn ask(&mut self) {
+    pub(crate) fn ask(&mut self, ask: impl Fn(*const u8)) {
         for _ in 0..self.lines {
             if self.rows.is_empty() || self.bytes.is_empty() {
                 return;
             }
-            prefetch(self.weights.row(self.rows.start).wrapping_add(self.at));
+            ask(self.weights.row(self.rows.start).wrapping_add(self.at));
             self.at += LINE;
             if self.at >= self.bytes.end {
                 self.at = self.bytes.start;

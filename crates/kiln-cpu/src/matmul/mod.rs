@@ -1,6 +1,7 @@
 //! The inner parts of matrix products.
 
 pub(crate) mod activations;
+pub(crate) mod bf16_tiles;
 pub(crate) mod column_tiles;
 pub(crate) mod float;
 pub(crate) mod format;

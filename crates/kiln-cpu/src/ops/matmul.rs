@@ -1,15 +1,18 @@
 //! Matrix products: the choice of a route, its packing and its tasks.
 
 mod row_range;
+#[cfg(test)]
+mod tests;
+mod tile_range;
 
 use crate::exec::{Held, Lowering, Tasks, Workspace};
-use crate::isa::{Isa, LANES, Planes, Rows, Simd, Tiles, with_simd};
+use crate::isa::{Isa, LANES, MatrixUnit, Planes, Rows, Simd, TILE, Tiles, with_simd, with_unit};
 use crate::matmul::Weights;
 use crate::matmul::activations::{self, Layout, Packing, depth};
 use crate::matmul::format::with_format;
 use crate::matmul::mat_mat::Family;
 use crate::matmul::mat_vec::{Order, RowFormat};
-use crate::matmul::{mat_mat, mat_vec};
+use crate::matmul::{bf16_tiles, mat_mat, mat_vec};
 use crate::ops::activation::activate;
 use crate::threads::Scratch;
 use crate::view::View;
@@ -40,10 +43,16 @@ pub(crate) enum Route {
     FloatMatVec,
     /// Many columns, in f32.
     FloatMatMat,
+    /// Two columns or more, in bf16, where a unit multiplies tiles.
+    Bf16Tiles,
 }
 
 /// Chooses the route of a product with `m` columns.
-pub(crate) fn select(m: usize, weights: &[Weights], precision: Precision) -> Route {
+pub(crate) fn select(isa: Isa, m: usize, weights: &[Weights], precision: Precision) -> Route {
+    let in_bf16 = weights.iter().all(|weights| bf16_tiles::takes(weights.dtype));
+    if isa.unit.is_some() && in_bf16 && precision == Precision::Fast && m > 1 {
+        return Route::Bf16Tiles;
+    }
     let blocks = weights.iter().all(|weights| weights.dtype.is_quantized());
     match (blocks && precision == Precision::Fast, m) {
         (true, 1) => Route::MatVec,
@@ -76,6 +85,7 @@ pub(super) fn packed_layout(isa: Isa, route: Route, weights: &Weights, m: usize)
         Route::FloatMatVec => (Packing::FloatColumns, few, few),
         Route::MatMat => (Packing::Tiles, many, tile),
         Route::FloatMatMat => (Packing::FloatTiles, many, tile),
+        Route::Bf16Tiles => (Packing::Bf16Tiles, m.next_multiple_of(TILE), TILE),
     };
     Layout { packing, planes, bias, group, depth: depth(weights.k), columns, tile }
 }
@@ -107,24 +117,30 @@ impl Input {
         Self { view, layout, m, k }
     }
 
-    /// Row `row` as f32; rows past the last are zero, as is what follows `k`.
+    /// Values of row `row` from `start` on as f32; rows past the last are zero, as is what follows `k`.
     ///
     /// # Safety
     /// Nobody writes the input meanwhile.
     #[inline(always)]
-    unsafe fn load(&self, row: usize, out: &mut [f32]) {
-        out[self.k..].fill(0.0);
+    unsafe fn load(&self, row: usize, start: usize, out: &mut [f32]) {
+        let valid = self.k.saturating_sub(start).min(out.len());
+        out[valid..].fill(0.0);
         if row >= self.m {
             return out.fill(0.0);
         }
+        let out = &mut out[..valid];
         // SAFETY: the row exists; the rest is the caller's.
         unsafe {
             match self.layout {
-                InputLayout::RowMajor => self.view.load([row], &mut out[..self.k]),
+                InputLayout::RowMajor => self.view.load([row], start, out),
                 InputLayout::HeadMajor => {
-                    for (head, out) in out[..self.k].chunks_exact_mut(self.view.last()).enumerate()
-                    {
-                        self.view.load([head, row], out);
+                    let dim = self.view.last();
+                    let mut at = start;
+                    while at < start + valid {
+                        let len = (dim - at % dim).min(start + valid - at);
+                        let out = &mut out[at - start..][..len];
+                        self.view.load([at / dim, row], at % dim, out);
+                        at += len;
                     }
                 }
             }
@@ -149,22 +165,30 @@ impl Input {
     }
 }
 
-/// Packs part `piece.1` of the input into the buffer at `piece.0`.
+/// Packs part `piece.1` of the buffer at `piece.0`; `load` gives values of a column from a place in the
+/// depth on, and zeros behind the last.
 ///
 /// # Safety
-/// As [`activations::pack`]; nobody writes the input meanwhile.
-unsafe fn pack_piece(
+/// As [`activations::pack`].
+pub(super) unsafe fn pack_piece(
     isa: Isa,
-    input: Input,
     layout: Layout,
     piece: (*mut u8, usize),
     x: &mut [f32],
+    load: impl Fn(usize, usize, &mut [f32]),
 ) {
+    if let (Packing::Bf16Tiles, Some(unit)) = (layout.packing, isa.unit) {
+        return with_unit!(unit, unit => unit.run(
+            #[inline(always)]
+            // SAFETY: the caller's.
+            || unsafe { bf16_tiles::pack(unit, layout, piece, x, &load) }
+        ));
+    }
     with_simd!(isa, s => s.run(
         #[inline(always)]
         // SAFETY: the caller's.
         || unsafe {
-            activations::pack(s, layout, piece, x, #[inline(always)] |row, x| input.load(row, x));
+            activations::pack(s, layout, piece, x, #[inline(always)] |row, x| load(row, 0, x));
         }
     ));
 }
@@ -182,7 +206,16 @@ fn pack(input: Input, layout: Layout, lowering: &mut Lowering) -> Workspace {
         let [x] = scratch.floats([layout.depth]);
         // SAFETY: pieces are disjoint parts of the workspace, which this phase has alone; the planner's
         // hazards keep writers of the input out of this step.
-        unsafe { pack_piece(isa, input, layout, (packed.start(), index), x) };
+        unsafe {
+            pack_piece(
+                isa,
+                layout,
+                (packed.start(), index),
+                x,
+                #[inline(always)]
+                |row, start, x| input.load(row, start, x),
+            );
+        }
     }));
     lowering.barrier();
     lowering.hold(held);
@@ -210,7 +243,16 @@ fn tasks_of_packed(
         let (out, [x]) = scratch.keep_beside(bytes, [layout.depth]);
         // SAFETY: the buffer is as long as the layout says, and this thread's own; the planner's hazards
         // keep writers of the input out of this step.
-        unsafe { pack_piece(isa, input, layout, (out.as_mut_ptr(), 0), x) };
+        unsafe {
+            pack_piece(
+                isa,
+                layout,
+                (out.as_mut_ptr(), 0),
+                x,
+                #[inline(always)]
+                |row, start, x| input.load(row, start, x),
+            );
+        }
     });
     let tasks = Tasks::new(count, move |task, scratch| {
         let packed = scratch.keep_beside(bytes, []).0.as_ptr();
@@ -323,8 +365,8 @@ pub(super) fn gated_matmul(op: &GatedMatmul<View>, lowering: &mut Lowering) {
 
 fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &mut Lowering) {
     let weights: Vec<Weights> = products.iter().map(|product| product.weights).collect();
-    let route = select(input.m, &weights, precision);
     let isa = lowering.isa;
+    let route = select(isa, input.m, &weights, precision);
     let layouts: Vec<Layout> =
         weights.iter().map(|weights| packed_layout(isa, route, weights, input.m)).collect();
     // Products of one input and one layout share a phase; their outputs are written strip by strip.
@@ -337,6 +379,10 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
             lowering.barrier();
         }
         let mut rows = rows_per_task(isa, route, &weights[0]);
+        if route == Route::Bf16Tiles {
+            let tasks = weights[0].n / (TILED_TASKS_PER_THREAD * lowering.threads * rows);
+            rows *= tasks.clamp(1, tile_range::most_panels(input.m) / products.len());
+        }
         if route == Route::MatMat {
             // Fewer panels where threads would have few tasks.
             let tasks = weights[0].n / (TASKS_PER_THREAD * lowering.threads * rows);
@@ -355,6 +401,9 @@ fn lower(input: Input, products: Vec<Product>, precision: Precision, lowering: &
 /// Tasks that each thread should have at least, so that none waits long for another.
 const TASKS_PER_THREAD: usize = 16;
 
+/// As [`TASKS_PER_THREAD`], where a unit multiplies tiles: a task reads all columns.
+const TILED_TASKS_PER_THREAD: usize = 4;
+
 /// Rows of a task: enough bytes to outweigh taking one, and for products of many columns what is
 /// unpacked at once.
 pub(super) fn rows_per_task(isa: Isa, route: Route, weights: &Weights) -> usize {
@@ -366,6 +415,7 @@ pub(super) fn rows_per_task(isa: Isa, route: Route, weights: &Weights) -> usize 
         Route::MatVec | Route::FloatMatVec => TASK_BYTES / (weights.row_bytes() * LANES),
         Route::MatMat => with_simd!(isa, s => strips(s)),
         Route::FloatMatMat => 1,
+        Route::Bf16Tiles => 2,
     };
     strips.max(1) * LANES
 }

@@ -1,16 +1,24 @@
 //! Expert-routed matrix products: slots are sorted by expert into groups, and each group is a product
 //! of its expert's matrix, by the route of that many columns.
 
-use super::matmul::{OutputRows, Product, RowRange, packed_layout, rows_per_task, select};
+use super::matmul::{
+    OutputRows, Product, Route, RowRange, pack_piece, packed_layout, rows_per_task, select,
+};
 use crate::exec::{Lowering, Tasks, Workspace};
-use crate::isa::{LANES, Simd, with_simd};
+use crate::isa::{LANES, TILE};
 use crate::matmul::Weights;
-use crate::matmul::activations;
+use crate::matmul::mat_mat::COLUMN_STEP;
 use crate::view::View;
 use kiln_core::ops::MatmulId;
 
 /// Most columns of a group.
 const GROUP_COLUMNS: usize = 48;
+
+/// As [`GROUP_COLUMNS`], where a unit multiplies tiles: weights are unpacked once for a group.
+const TILED_GROUP_COLUMNS: usize = 256;
+
+/// Rows of a task there.
+const TILED_ROWS: usize = 128;
 
 /// Slots of one expert.
 #[repr(C)]
@@ -31,7 +39,11 @@ struct Routing {
     slots: usize,
     /// Most groups there can be.
     groups: usize,
-    /// Bytes that four columns need at most.
+    /// Most columns of a group.
+    most: usize,
+    /// Columns that are padded to.
+    step: usize,
+    /// Bytes that so many columns need at most.
     unit: usize,
 }
 
@@ -49,7 +61,7 @@ impl Routing {
     }
 
     fn bytes(&self) -> usize {
-        self.packed_at() + (self.slots / 4 + self.groups) * self.unit
+        self.packed_at() + (self.slots / self.step + self.groups) * self.unit
     }
 
     fn packed(&self, group: Group) -> *mut u8 {
@@ -102,11 +114,11 @@ impl Routing {
         let (mut first, mut packed) = (0, 0);
         while first < list.len() {
             let expert = id(list[first]);
-            let run = list[first..].iter().take(GROUP_COLUMNS);
+            let run = list[first..].iter().take(self.most);
             let len = run.take_while(|&&slot| id(slot) == expert).count();
             if (expert as usize) < experts {
                 let group = Group { expert, first: first as u32, len: len as u32, packed };
-                packed += len.div_ceil(4) as u32;
+                packed += len.div_ceil(self.step) as u32;
                 // SAFETY: there are at most `groups` groups.
                 unsafe { groups.add(*count as usize).write_unaligned(group) };
                 *count += 1;
@@ -123,11 +135,14 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     let slots = output.extent(0) * output.extent(1);
     let matrix = Weights::new(&weight, 0);
     let isa = lowering.isa;
-    let route_of = move |len| select(len, &[matrix], precision);
+    let route_of = move |len| select(isa, len, &[matrix], precision);
     let layout_of = move |len| packed_layout(isa, route_of(len), &matrix, len);
-    let unit = (1..=4).map(|len| layout_of(len).bytes()).max().unwrap_or(0);
-    let groups = slots.min(experts) + slots / GROUP_COLUMNS;
-    let sizes = Routing { workspace: Workspace::default(), slots, groups, unit };
+    let tiled = route_of(2) == Route::Bf16Tiles;
+    let (most, step) =
+        if tiled { (TILED_GROUP_COLUMNS, TILE) } else { (GROUP_COLUMNS, COLUMN_STEP) };
+    let unit = (1..=step).map(|len| layout_of(len).bytes()).max().unwrap_or(0);
+    let groups = slots.min(experts) + slots / most;
+    let sizes = Routing { workspace: Workspace::default(), slots, groups, most, step, unit };
     let workspace = lowering.workspace(sizes.bytes());
     let routing = Routing { workspace, ..sizes };
 
@@ -154,30 +169,38 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         let Some(group) = (unsafe { table.group(index) }) else { return };
         let layout = layout_of(group.len as usize);
         let [x] = scratch.floats([layout.depth]);
-        x.fill(0.0);
-        // SAFETY: the group's part of the workspace is this task's alone. The list has `len` slots;
-        // hazards keep writers of the input out.
-        with_simd!(isa, s => s.run(#[inline(always)] || unsafe {
-            for index in 0..layout.pieces() {
-                activations::pack(s, layout, (table.packed(group), index), x, #[inline(always)] |of_group, x| {
-                    if of_group >= group.len as usize {
-                        return x.fill(0.0);
-                    }
-                    let slot = *table.slot_list(group).add(of_group) as usize;
-                    let (row, of_row) = (slot / ids.last(), slot % ids.last());
-                    let x = &mut x[..matrix.k];
-                    if input.rank() == 2 {
-                        input.load([row], x);
-                    } else {
-                        input.load([row, of_row], x);
-                    }
-                });
+        for index in 0..layout.pieces() {
+            // SAFETY: the group's part of the workspace is this task's alone. The list has `len` slots;
+            // hazards keep writers of the input out.
+            unsafe {
+                pack_piece(
+                    isa,
+                    layout,
+                    (table.packed(group), index),
+                    x,
+                    #[inline(always)]
+                    |of_group, start, x| {
+                        let valid = matrix.k.saturating_sub(start).min(x.len());
+                        x[valid..].fill(0.0);
+                        if of_group >= group.len as usize {
+                            return x.fill(0.0);
+                        }
+                        let slot = *table.slot_list(group).add(of_group) as usize;
+                        let (row, of_row) = (slot / ids.last(), slot % ids.last());
+                        if input.rank() == 2 {
+                            input.load([row], start, &mut x[..valid]);
+                        } else {
+                            input.load([row, of_row], start, &mut x[..valid]);
+                        }
+                    },
+                );
             }
-        }));
+        }
     }));
     lowering.barrier();
 
-    let rows = rows_per_task(isa, route_of(1), &matrix).max(2 * LANES);
+    let rows =
+        if tiled { TILED_ROWS } else { rows_per_task(isa, route_of(1), &matrix).max(2 * LANES) };
     let blocks = matrix.n.div_ceil(rows);
     lowering.tasks(Tasks::new(groups * blocks, move |task, scratch| {
         let (index, block) = (task / blocks, task % blocks);
@@ -192,7 +215,9 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         let packed = routing.packed(group).cast_const();
         let (route, layout) = (route_of(product.m), layout_of(product.m));
         // Tasks are as large as the route of one column wants them.
-        let (end, step) = (matrix.n.min((block + 1) * rows), rows_per_task(isa, route, &matrix));
+        let step =
+            if route == Route::Bf16Tiles { rows } else { rows_per_task(isa, route, &matrix) };
+        let end = matrix.n.min((block + 1) * rows);
         for first in (block * rows..end).step_by(step) {
             let rows = first..end.min(first + step);
             RowRange { product: &product, then: &[], rows, layout, packed }

@@ -1,7 +1,7 @@
 //! Matrix products of a range of rows: the kernels of a route, called with constants.
 
 use super::{Product, Route};
-use crate::isa::{Isa, LANES, Rows, Simd, Tiles, with_simd};
+use crate::isa::{Isa, LANES, Rows, Simd, Tiles, prefetch, with_simd, with_unit};
 use crate::matmul::activations::Layout;
 use crate::matmul::column_tiles::BAND;
 use crate::matmul::float::{self, ReadChunk};
@@ -75,6 +75,12 @@ pub(crate) struct RowRange<'a> {
 
 impl RowRange<'_> {
     pub(crate) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
+        if route == Route::Bf16Tiles {
+            if let Some(unit) = isa.unit {
+                with_unit!(unit, unit => self.bf16_tiles(unit, scratch));
+            }
+            return;
+        }
         let dtype = self.product.weights.dtype;
         let one_kernel = self.then.iter().all(|then| then.weights.dtype == dtype);
         if let Some((product, then)) = self.then.split_first()
@@ -94,7 +100,7 @@ impl RowRange<'_> {
                 let read = float::reader(isa, dtype);
                 with_simd!(isa, s => self.float_mat_mat(s, read, scratch));
             }
-            (Route::FloatMatVec | Route::MatVec | Route::MatMat, ..) => {
+            (Route::FloatMatVec | Route::MatVec | Route::MatMat | Route::Bf16Tiles, ..) => {
                 let read = float::reader(isa, dtype);
                 with_simd!(isa, s => self.few_floats(s, read));
             }
@@ -192,11 +198,17 @@ impl RowRange<'_> {
                     let range = start..layout.depth.min(start + mat_mat::PANEL_DEPTH);
                     let (next, from) =
                         if index + 1 < panels { (index + 1, start) } else { (0, range.end) };
-                    let mut ahead = Ahead::new::<V>(panel(next), from, layout, bands.len());
+                    let (of_next, first_of_next) = panel(next);
+                    let mut ahead = Ahead::new(
+                        of_next,
+                        first_of_next..first_of_next + V * LANES,
+                        from..from + mat_mat::PANEL_DEPTH,
+                        bands.len() * (BAND / layout.tile),
+                    );
                     let panel = Panel::unpack(family, weights, (row, V), range, &mut parts);
                     with_family!(family, S, GROUP, BITS, MINIMA => for band in bands.clone() {
                         for tile in layout.tiles_of(band) {
-                            ahead.ask();
+                            ahead.ask(prefetch);
                             let sums = sums_of(index, tile * layout.tile);
                             let tile = columns.tile(tile);
                             with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
