@@ -40,10 +40,17 @@ pub struct Config {
     /// Results do not depend on it.
     pub threads: Option<usize>,
     /// Instruction set, one of [`instruction_sets`]; `None` for the best of this machine.
+    ///
+    /// Whatever is chosen, Linux is asked for the state of AMX tiles, for the whole process: see
+    /// [`instruction_sets`].
     pub instruction_set: Option<String>,
 }
 
 /// Names of the instruction sets this machine has kernels for, the fastest first.
+///
+/// On Linux, where the processor has AMX with bf16, the first call of this, [`device()`] or [`limits()`]
+/// asks the kernel for the state of its tiles (`arch_prctl`). The permission is that of the whole
+/// process and cannot be given back.
 pub fn instruction_sets() -> Vec<&'static str> {
     Isa::available().into_iter().map(Isa::name).collect()
 }

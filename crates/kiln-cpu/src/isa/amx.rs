@@ -3,7 +3,7 @@
 
 use super::avx512::Avx512Vnni;
 use super::matrix::{MatrixUnit, PairScales};
-use super::{LANES, Simd, Vectors};
+use super::{LANES, LINE, Simd, Vectors};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -89,9 +89,6 @@ static CONFIG: TileConfig = TileConfig {
 fn enabled<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
-
-/// Bytes of a row of a tile.
-const LINE: usize = 64;
 
 /// Bytes of the sums of a column.
 const SUMS: usize = 2 * LANES * size_of::<f32>();

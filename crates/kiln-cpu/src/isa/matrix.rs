@@ -30,7 +30,8 @@ pub(crate) trait MatrixUnit: Copy + Send + Sync + 'static {
     /// Calls `work` with all instructions enabled, as [`super::Simd::run`].
     fn run<R>(self, work: impl FnOnce() -> R) -> R;
 
-    /// Calls `work` with tiles ready for [`MatrixUnit::multiply`].
+    /// Calls `work` with tiles ready for [`MatrixUnit::multiply`]. Not nested: the inner call would
+    /// release the tiles of the outer.
     fn with_tiles<R>(self, work: impl FnOnce() -> R) -> R;
 
     /// Adds the products of `COLUMNS` tiles of columns, 1 or 2, with two of rows to f32 sums
@@ -39,7 +40,8 @@ pub(crate) trait MatrixUnit: Copy + Send + Sync + 'static {
     /// Where `first`, the sums begin with zero, whatever the memory holds.
     ///
     /// # Safety
-    /// Inside [`MatrixUnit::with_tiles`]; the tiles are readable, and so many sums writable.
+    /// Inside [`MatrixUnit::with_tiles`], which is not nested; `len` is not zero, the tiles are readable,
+    /// and so many sums writable.
     unsafe fn multiply<const COLUMNS: usize>(
         self,
         columns: *const u8,

@@ -1,4 +1,4 @@
-//! AMX on targets that have none: a token that nobody can hold.
+//! AMX on systems where tiles are not asked for: a token that nobody can hold.
 
 use super::matrix::{B, F, MatrixUnit, PairScales};
 use super::{Scalar, Vectors};

@@ -196,11 +196,14 @@ pub(crate) unsafe fn pack<S: Tiles>(
             Packing::FloatColumns => {
                 floats(bytes, at * layout.depth, layout.depth).copy_from_slice(x)
             }
-            Packing::FloatTiles | Packing::Tiles | Packing::Bf16Tiles => {
+            Packing::FloatTiles => {
                 let out = floats(bytes, 0, layout.depth * width);
                 for (out, value) in out.chunks_exact_mut(width).zip(&*x) {
                     out[at] = *value;
                 }
+            }
+            other @ (Packing::Tiles | Packing::Bf16Tiles) => {
+                unreachable!("{other:?} is not packed column by column")
             }
         }
     }

@@ -81,12 +81,13 @@ pub(crate) unsafe fn pack<U: MatrixUnit>(
 /// row, that row again.
 ///
 /// # Safety
-/// The weights have the type of the function, the range is one of whole blocks, and the tiles are writable.
+/// The unit is there, the weights have the type of the function, the range is one of whole blocks, and
+/// the tiles are writable.
 pub(crate) type UnpackTiles =
     unsafe fn(weights: &Weights, first: usize, range: Range<usize>, out: *mut u8);
 
-/// What unpacks a type of [`takes`].
-pub(crate) fn unpacker<U: MatrixUnit>(dtype: DType) -> UnpackTiles {
+/// What unpacks a type of [`takes`] with a unit.
+pub(crate) fn unpacker<U: MatrixUnit>(_: U, dtype: DType) -> UnpackTiles {
     with_format!(dtype, F => blocks::<U, F>, else => match dtype {
         DType::F16 => plain::<U, true>,
         _ => plain::<U, false>,
@@ -104,7 +105,7 @@ unsafe fn blocks<U: MatrixUnit, F: Interleave>(
     range: Range<usize>,
     out: *mut u8,
 ) {
-    // SAFETY: an unpacker is only given out for a unit that is there.
+    // SAFETY: the unit is there, by the contract.
     let unit = unsafe { U::assume() };
     let (block, bytes) = (weights.dtype.block_len(), weights.dtype.block_bytes());
     let rows = rows_of(weights, first);
@@ -113,8 +114,8 @@ unsafe fn blocks<U: MatrixUnit, F: Interleave>(
         || {
             for (index, start) in range.step_by(block).enumerate() {
                 let out = out.wrapping_add(in_panel(index * block));
-                // SAFETY: blocks inside the rows, tiles inside the range, by the contract. Only blocks of
-                // one tile are shorter than the depth is padded to.
+                // SAFETY: blocks inside the rows, tiles inside the range, by the contract. Blocks
+                // of 256 values fill the depth; those of 32 may leave one tile of padding.
                 unsafe {
                     if start < weights.k {
                         let blocks = Blocks { rows: &rows, offset: start / block * bytes };
@@ -169,7 +170,7 @@ unsafe fn plain<U: MatrixUnit, const F16: bool>(
     range: Range<usize>,
     out: *mut u8,
 ) {
-    // SAFETY: an unpacker is only given out for a unit that is there.
+    // SAFETY: the unit is there, by the contract.
     let unit = unsafe { U::assume() };
     let s = unit.vectors();
     let rows = rows_of(weights, first);

@@ -17,7 +17,7 @@ const GROUP_COLUMNS: usize = 48;
 /// As [`GROUP_COLUMNS`], where a unit multiplies tiles: weights are unpacked once for a group.
 const TILED_GROUP_COLUMNS: usize = 256;
 
-/// Rows of a task there.
+/// Rows of a task there, where there is more than one token.
 const TILED_ROWS: usize = 128;
 
 /// Slots of one expert.
@@ -114,8 +114,10 @@ impl Routing {
         let (mut first, mut packed) = (0, 0);
         while first < list.len() {
             let expert = id(list[first]);
-            let run = list[first..].iter().take(self.most);
-            let len = run.take_while(|&&slot| id(slot) == expert).count();
+            let run = list[first..].iter().take(self.most + 2);
+            let run = run.take_while(|&&slot| id(slot) == expert).count();
+            // A slot that is cut off alone would take the route of one column.
+            let len = if run == self.most + 1 { self.most - 1 } else { run.min(self.most) };
             if (expert as usize) < experts {
                 let group = Group { expert, first: first as u32, len: len as u32, packed };
                 packed += len.div_ceil(self.step) as u32;
@@ -199,8 +201,12 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
     }));
     lowering.barrier();
 
-    let rows =
-        if tiled { TILED_ROWS } else { rows_per_task(isa, route_of(1), &matrix).max(2 * LANES) };
+    // The experts of one token have a slot each: tasks are as large as one column wants them.
+    let rows = if tiled && output.extent(0) > 1 {
+        TILED_ROWS
+    } else {
+        rows_per_task(isa, route_of(1), &matrix).max(2 * LANES)
+    };
     let blocks = matrix.n.div_ceil(rows);
     lowering.tasks(Tasks::new(groups * blocks, move |task, scratch| {
         let (index, block) = (task / blocks, task % blocks);
@@ -214,7 +220,7 @@ pub(super) fn matmul_id(op: &MatmulId<View>, lowering: &mut Lowering) {
         };
         let packed = routing.packed(group).cast_const();
         let (route, layout) = (route_of(product.m), layout_of(product.m));
-        // Tasks are as large as the route of one column wants them.
+        // Tiles take all rows of a task at once, other routes as many as they want.
         let step =
             if route == Route::Bf16Tiles { rows } else { rows_per_task(isa, route, &matrix) };
         let end = matrix.n.min((block + 1) * rows);

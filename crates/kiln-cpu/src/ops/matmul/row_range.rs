@@ -76,10 +76,8 @@ pub(crate) struct RowRange<'a> {
 impl RowRange<'_> {
     pub(crate) fn run(&self, isa: Isa, route: Route, scratch: &mut Scratch) {
         if route == Route::Bf16Tiles {
-            if let Some(unit) = isa.unit {
-                with_unit!(unit, unit => self.bf16_tiles(unit, scratch));
-            }
-            return;
+            let Some(unit) = isa.unit else { unreachable!("tiles are only planned for a unit") };
+            return with_unit!(unit, unit => self.bf16_tiles(unit, scratch));
         }
         let dtype = self.product.weights.dtype;
         let one_kernel = self.then.iter().all(|then| then.weights.dtype == dtype);

@@ -27,14 +27,17 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    /// Unpacks it to a buffer of [`PANEL_BYTES`].
-    fn unpack<U: MatrixUnit>(&self, _: U, buffer: *mut u8) {
+    /// Unpacks it to a buffer.
+    ///
+    /// # Safety
+    /// The buffer has [`PANEL_BYTES`] writable bytes; the values are those of one part, in whole blocks.
+    unsafe fn unpack<U: MatrixUnit>(&self, unit: U, buffer: *mut u8) {
         let weights = &self.product.weights;
         for strip in 0..PAIR / TILE {
             let out = buffer.wrapping_add(strip * TILE_BYTES);
-            let unpack = unpacker::<U>(weights.dtype);
-            // SAFETY: the function is that of the type; a part is a whole number of blocks, and the
-            // buffer has all its tiles.
+            let unpack = unpacker(unit, weights.dtype);
+            // SAFETY: the function is that of the type and of a unit that is there; the rest by the
+            // contract.
             unsafe { unpack(weights, self.row + strip * TILE, self.values.clone(), out) };
         }
     }
@@ -42,8 +45,9 @@ impl Panel<'_> {
     /// Adds its products with a block of columns, of which so many are left, to their sums.
     ///
     /// # Safety
-    /// Inside [`MatrixUnit::with_tiles`]; it is unpacked to the buffer, the block is one of the same part,
-    /// and the sums are those of the panel and the block.
+    /// Inside [`MatrixUnit::with_tiles`], which is not nested; the part is not empty, the panel is
+    /// unpacked to the buffer, the block is one of the same part, and the sums are those of the panel
+    /// and the block.
     #[inline(always)]
     unsafe fn multiply<U: MatrixUnit>(
         &self,
@@ -90,7 +94,8 @@ impl RowRange<'_> {
                 || {
                     for index in 0..panels {
                         let (of, next) = (panel(index), panel((index + 1) % panels));
-                        of.unpack(unit, buffer);
+                        // SAFETY: the buffer is that of a panel; parts and the depth are whole blocks.
+                        unsafe { of.unpack(unit, buffer) };
                         let rows = next.row..next.row + PAIR;
                         let mut ahead =
                             Ahead::new(&next.product.weights, rows, next.values, blocks);
@@ -100,8 +105,8 @@ impl RowRange<'_> {
                             let of_block = index % of_part * stride + (block - first) * PAIR;
                             let columns = (self.packed.wrapping_add(at), columns.end - block);
                             let sums = sums.wrapping_add(of_block);
-                            // SAFETY: tiles are ready; the columns and the panel have those values, and
-                            // the sums are those of the block.
+                            // SAFETY: tiles are ready; the columns and the panel have those values,
+                            // at least a tile, and the sums are those of the block.
                             unsafe { of.multiply(unit, columns, buffer, sums) };
                         }
                     }
