@@ -34,8 +34,23 @@ struct Spec {
     source: WeightSource,
 }
 
+/// One row by weights with more rows than all processors of a device have at once.
+fn tall(cases: &mut Cases, w: DType) {
+    let spec = Spec {
+        types: [DType::F32, w, w],
+        mnk: [1, 12_777, 2304],
+        activation: Activation::Silu,
+        precision: Precision::Fast,
+        layout: Layout::turn(0),
+        source: WeightSource::Imported,
+    };
+    add_one(cases, spec);
+    cases.mark_large();
+}
+
 pub(super) fn add(cases: &mut Cases) {
     let activations = [Activation::Silu, Activation::GeluTanh];
+    [DType::Q4_0, DType::Q8_0, DType::Q6K].into_iter().for_each(|w| tall(cases, w));
     let same = DType::WEIGHTS.into_iter().map(|w| (w, w));
     for (t, (gate, up)) in same.chain(MIXED).enumerate() {
         for (a, activation) in activations.into_iter().enumerate() {

@@ -48,6 +48,8 @@ struct Spec {
 }
 
 pub(super) fn add(cases: &mut Cases) {
+    // More rows than any kernel keeps the sums of at once.
+    tall(cases, DType::Q4_0, 90_001);
     for (t, w) in DType::WEIGHTS.into_iter().enumerate() {
         for (q, precision) in PRECISIONS.into_iter().enumerate() {
             for (r, m) in ROWS.into_iter().enumerate() {
@@ -69,6 +71,7 @@ pub(super) fn add(cases: &mut Cases) {
                 }
             }
             if w.is_quantized() && precision == Precision::Fast {
+                tall(cases, w, 15_033);
                 many_rows(cases, w, t);
                 in_chunks(cases, w, t);
             }
@@ -143,6 +146,23 @@ fn plain(cases: &mut Cases, spec: Spec) {
         p.push(row_major(input, weight, output, precision));
         Ok(())
     });
+}
+
+/// One row by a weight with more rows than all processors of a device have at once.
+fn tall(cases: &mut Cases, w: DType, n: usize) {
+    let spec = Spec {
+        x: DType::F32,
+        w,
+        precision: Precision::Fast,
+        mnk: [1, n, 2304],
+        dist: Dist::Normal(1.0),
+        layout: Layout::turn(0),
+        source: WeightSource::Imported,
+        blocks: Blocks::Mixed,
+        zero_row: false,
+    };
+    plain(cases, spec);
+    cases.mark_large();
 }
 
 /// Rows as prompts have them, by imported weights: every form of tiles, ends inside of them.

@@ -66,6 +66,12 @@ impl Cases {
         self.0.push(Case::new(op, route, label, build));
     }
 
+    /// Marks the case added last as one that takes long without hardware.
+    fn mark_large(&mut self) {
+        let last = self.0.pop().map(Case::large);
+        self.0.extend(last);
+    }
+
     /// Adds a case that needs gigabytes.
     fn add_large(
         &mut self,
