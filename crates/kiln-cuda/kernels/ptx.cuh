@@ -6,16 +6,21 @@ __device__ __forceinline__ u32 shared_address(const void* p) { return u32(__cvta
 __device__ __forceinline__ void copy_async16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-// The same for what is read once: it is the first to leave the cache again.
-__device__ __forceinline__ void copy_async16_once(void* to, const void* from) {
+// The same for what is read once: it is the first to leave the cache again. `to` is a shared address that the
+// compiler must not know (see `unknown`).
+__device__ __forceinline__ void copy_async16_once(u32 to, const void* from) {
     // What `createpolicy.fractional.L2::evict_first` gives for all of the lines.
     constexpr u64 EVICT_FIRST = 0x12f0000000000000;
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "l"(EVICT_FIRST) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "l"(EVICT_FIRST) : "memory");
 }
+// The same value in all lanes, from a source that the compiler cannot see through: where it adds the address of
+// shared memory itself, in a uniform register, it loses the descriptor of a cached copy.
+__device__ __forceinline__ u32 unknown(u32 value) { return __shfl_sync(~0u, value, 0); }
 // 4, 8 or 16 bytes.
-template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" :: "r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
+template <int BYTES> __device__ __forceinline__ void copy_async(u32 to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" :: "r"(to), "l"(from), "n"(BYTES) : "memory");
 }
+template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const void* from) { copy_async<BYTES>(shared_address(to), from); }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 

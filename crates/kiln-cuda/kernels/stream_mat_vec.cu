@@ -1,218 +1,326 @@
-// Products of few rows with quantised weights. Weights pass through shared memory by asynchronous
-// copies: many bytes are under way, few registers taken, and the first weights are there when the
+// The product of one row with quantised weights, on the tensor cores. Weights pass through shared memory by
+// asynchronous copies: many bytes are under way, few registers taken, and the first weights are there when the
 // kernel before has ended.
 //
-// A warp takes ROWS rows of the weight at once, of the gated form one of each weight, in chunks of
-// CHUNK blocks, through a ring of STAGES stages of its own. Lanes take blocks, and are summed, as in
-// mat_vec.cu: the bits of a result are the same.
+// A unit is 16 rows of a weight, an item the part of them of 256 values. A block takes every n-th unit, a round of
+// them at a time; its warps divide the parts of a unit, and each copies and multiplies its items through a ring of
+// STAGES stages of its own. The sums of items go to shared memory. At the end of a round they are added up in the
+// order of the parts: bits depend on the length of the row alone.
 
-// Pieces of 16 bytes that hold a chunk of a plane. Planes with less than 16 bytes for a block may
-// begin inside a piece.
-__device__ constexpr u32 pieces(u32 per_256) { return per_256 >= 128 ? CHUNK / 8 * per_256 / 16 : per_256 ? (CHUNK / 8 * per_256 + 30) / 16 : 0; }
+// The weights of a launch, one after the other; of the gated form, the gate and the other one.
+struct MatVecSegments { MatVecSegment all[3]; };
 
-// A stage: the planes of all rows.
+// Bytes that a copy takes of a row of an item of a plane, and room for all; of less than a word, the word around.
+__device__ constexpr u32 piece(u32 per_256) { return per_256 % 16 == 0 ? 16 : per_256 % 8 == 0 ? 8 : 4; }
+__device__ constexpr u32 room(u32 per_256) { return (per_256 + 3) / 4 * 4; }
+// A stage: the planes of 16 rows, one after the other.
 template <class W> struct Stage {
-    static constexpr u32 H = 16 * pieces(W::Q), S = H + 16 * pieces(W::H), D = S + 16 * pieces(W::S), ROW = D + 16 * pieces(W::D);
+    static constexpr u32 H = UNIT * room(W::Q), S = H + UNIT * room(W::H), D = S + UNIT * room(W::S), BYTES = D + UNIT * room(W::D);
 };
+// Halves of rows of 128 bytes change places in odd rows, so that eight lanes of two rows read all banks.
+template <u32 PER_256> __device__ __forceinline__ u32 swapped(u32 row) { return PER_256 == 128 ? (row & 1) * 64 : 0; }
 
-// Where the planes of a row have block `b`, a multiple of 8 where a plane has less than a byte for
-// each block.
-template <class W> __device__ __forceinline__ Planes at_block(const Planes& p, u64 b) {
-    return {p.q + b * W::Q / 8, p.h + b * W::H / 8, p.s + b * W::S / 8, p.d + b * W::D / 8};
-}
-
-// Begins to copy `count` blocks of a plane; a warp.
-template <u32 PER_256> __device__ __forceinline__ void copy_plane(u8* to, const u8* from, u32 count) {
-    if (PER_256 == 0) return;
-    const u32 lane = threadIdx.x & 31, before = u32(u64(from)) & 15;
-    const u32 bytes = before + count * PER_256 / 8;
-    const u8* start = from - before;
+// Begins to copy an item of a plane, which begins at `from`; a warp. ALL: the weight has all of the rows.
+template <u32 PER_256, bool ALL> __device__ __forceinline__ void copy_plane(u32 to, const u8* from, u32 row_bytes, u32 rows) {
+    constexpr u32 PIECE = piece(PER_256), PIECES = room(PER_256) / PIECE, COPIES = UNIT * PIECES;
+    if (COPIES == 0) return;
+    const u32 lane = threadIdx.x & 31, r = lane / PIECES, at = lane % PIECES * PIECE;
     #pragma unroll
-    for (u32 i = 0; i < (pieces(PER_256) + 31) / 32; ++i) {
-        const u32 at = 16 * (lane + 32 * i);
-        if (at < bytes) copy_async16_once(to + at, start + at);
-    }
-}
-template <class W> __device__ __forceinline__ void copy_planes(u8* to, const Planes& from, u32 count) {
-    copy_plane<W::Q>(to, from.q, count);
-    copy_plane<W::H>(to + Stage<W>::H, from.h, count);
-    copy_plane<W::S>(to + Stage<W>::S, from.s, count);
-    copy_plane<W::D>(to + Stage<W>::D, from.d, count);
-}
-// Where copied planes begin, for those that were copied from `from`.
-template <class W> __device__ __forceinline__ Planes staged_planes(const u8* stage, const Planes& from) {
-    return {stage, stage + Stage<W>::H + (u32(u64(from.h)) & 15), stage + Stage<W>::S + (u32(u64(from.s)) & 15), stage + Stage<W>::D + (u32(u64(from.d)) & 15)};
-}
-
-// The weights of a launch, one after the other; those of a gated form side by side.
-template <u32 R, bool GATED> struct Units {
-    const MatVecSegment &a, &b, &c;
-    const u32 a_units, b_units, all;
-    __device__ __forceinline__ Units(const MatVecSegment& a, const MatVecSegment& b, const MatVecSegment& c)
-        : a(a), b(b), c(c), a_units(GATED ? u32(a.n) : u32(a.n + R - 1) / R), b_units(GATED ? 0 : u32(b.n + R - 1) / R),
-          all(GATED ? a_units : a_units + b_units + u32(c.n + R - 1) / R) {}
-
-    // First row, and rows, of the weight that a unit is part of.
-    __device__ __forceinline__ void locate(u32 unit, u32& row, u32& n) const {
-        const bool in_a = GATED || unit < a_units, in_b = unit < a_units + b_units;
-        row = (unit - (in_a ? 0 : in_b ? a_units : a_units + b_units)) * (GATED ? 1 : R);
-        n = in_a ? a.n : in_b ? b.n : c.n;
-    }
-    // The planes of row r of a unit.
-    template <class W> __device__ __forceinline__ void planes(u32 unit, u32 blocks, Planes (&p)[R]) const {
-        u32 row, n;
-        locate(unit, row, n);
-        const bool in_a = unit < a_units, in_b = unit < a_units + b_units;
-        #pragma unroll
-        for (u32 r = 0; r < R; ++r) {
-            const bool first = GATED ? r == 0 : in_a, second = GATED || in_b;
-            const Planes base = {
-                (const u8*)(first ? a.q : second ? b.q : c.q), (const u8*)(first ? a.h : second ? b.h : c.h),
-                (const u8*)(first ? a.s : second ? b.s : c.s), (const u8*)(first ? a.d : second ? b.d : c.d),
-            };
-            p[r] = at_block<W>(base, u64(GATED ? row : min(row + r, n - 1)) * blocks);
+    for (u32 i = 0; i < (COPIES + 31) / 32; ++i) {
+        // Whole rows to each pass of the warp, but for planes of three pieces.
+        const bool even = 32 % PIECES == 0;
+        const u32 row = even ? r + i * (32 / PIECES) : (lane + 32 * i) / PIECES, byte = even ? at : (lane + 32 * i) % PIECES * PIECE;
+        const u8* start = from + row * row_bytes + byte;
+        if (PER_256 % 4) start = (const u8*)(u64(start) & ~3ull);
+        const u32 place = to + row * room(PER_256) + (byte ^ swapped<PER_256>(row));
+        if ((COPIES % 32 == 0 || lane + 32 * i < COPIES) && (ALL || row < rows)) {
+            // Warps share the lines of small planes.
+            if (PER_256 >= 64) copy_async16_once(place, start);
+            else copy_async<PIECE>(place, start);
         }
     }
-    __device__ __forceinline__ float* output(u32 unit, u32 m) const {
-        const bool in_a = GATED || unit < a_units, in_b = unit < a_units + b_units;
-        const u64 output = in_a ? a.output : in_b ? b.output : c.output;
-        return (float*)(output + m * (in_a ? a.output_stride : in_b ? b.output_stride : c.output_stride));
+}
+
+__device__ __forceinline__ void mma_s8(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_s8(int (&d)[4], u32 a0, u32 a1, u32 b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+
+// 256 activations of a warp in 15 bits: for each block the high bytes, then the low ones, and
+// {scale, sum of the lower half, of the upper half, of both}.
+struct Part {
+    u8 codes[8][2][32];
+    float4 scales[8];
+
+    // Eight neighbours to each lane.
+    __device__ __forceinline__ void store(const float (&x)[8]) {
+        const u32 lane = threadIdx.x & 31;
+        float largest = 0.0f;
+        #pragma unroll
+        for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(x[e]));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+        const float steps = q15_steps(largest), d = q15_scale(largest);
+        int sum = 0;
+        u32 high[2] = {}, low[2] = {};
+        #pragma unroll
+        for (int e = 0; e < 8; ++e) {
+            const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
+            sum += code;
+            high[e / 4] |= (upper & 255) << 8 * (e & 3);
+            low[e / 4] |= (code - upper * 128 & 255) << 8 * (e & 3);
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        const int upper_sum = __shfl_xor_sync(~0u, sum, 2);
+        __syncwarp();
+        u8* to = codes[lane / 4][0] + lane % 4 * 8;
+        *(uint2*)to = make_uint2(high[0], high[1]);
+        *(uint2*)(to + 32) = make_uint2(low[0], low[1]);
+        const float lower = d * float(sum), upper = d * float(upper_sum);
+        if (lane % 4 == 0) scales[lane / 4] = make_float4(d, lower, upper, lower + upper);
+        __syncwarp();
     }
 };
 
-// Adds a chunk, which has `count` blocks; FULL says that it has all.
-template <class W, int M, u32 R, bool FULL>
-__device__ __forceinline__ void add_chunk(const Planes (&p)[R], const u8* x, u32 blocks, u32 first, u32 count, u32 m_rows, float (&acc)[R][M]) {
-    #pragma unroll(M < 4 ? CHUNK / 32 : 1)
-    for (u32 j = 0; j < CHUNK / 32; ++j) {
-        const u32 b = j * 32 + (threadIdx.x & 31), at = first + b;
-        if (!FULL && b >= count) break;
-        int w[R][8];
-        Scales s[R];
-        #pragma unroll
-        for (u32 r = 0; r < R; ++r) {
-            const typename W::Raw raw = W::template load<Staged>(p[r], b);
-            W::words(raw, w[r]);
-            s[r] = W::scales(raw, b & 7);
+// What a lane has of four blocks of activations: column 2 t + p of a product is plane p of block t, and lane t
+// of four holds the rows of block t alone, so that one product sums four blocks apart.
+struct Columns {
+    // A word of the lower half of the block, then one of the upper half.
+    u32 words[8];
+    __device__ __forceinline__ void load(const Part& part, u32 quad) {
+        const u32 lane = threadIdx.x & 31, t = lane & 3, plane = lane / 4 & 1;
+        uint4 lower = make_uint4(0, 0, 0, 0), upper = lower;
+        if (lane / 8 == t) {
+            lower = *(const uint4*)part.codes[4 * quad + t][plane];
+            upper = *(const uint4*)(part.codes[4 * quad + t][plane] + 16);
         }
+        words[0] = lower.x; words[2] = lower.y; words[4] = lower.z; words[6] = lower.w;
+        words[1] = upper.x; words[3] = upper.y; words[5] = upper.z; words[7] = upper.w;
+    }
+};
+
+// An item of a warp: a unit, counted in those of the block, and the first of its round; a part of it; and of the gated
+// form which weight.
+struct Item { u32 unit, round, part, matrix; };
+
+template <class W, bool GATED> struct StreamMatVec {
+    // LANES add up the parts of a row.
+    static constexpr u32 MATRICES = GATED ? 2 : 1, LANES = 8;
+    typedef Stage<W> S;
+
+    const StreamMatVecArgs& args;
+    const MatVecSegment (&weights)[3];
+    // Where units of the second and the third weight begin, and all.
+    u32 second, third, units;
+    // Units of the block; parts of a unit, warps side by side on them, and units that the warps have at once.
+    u32 of_block, parts, across, down;
+
+    __device__ __forceinline__ StreamMatVec(const StreamMatVecArgs& args, const MatVecSegment (&weights)[3]) : args(args), weights(weights) {
+        auto count = [&](u32 i) { return (u32(weights[i].n) + UNIT - 1) / UNIT; };
+        second = count(0);
+        third = second + (GATED ? 0 : count(1));
+        units = third + (GATED ? 0 : count(2));
+        of_block = (units - blockIdx.x + gridDim.x - 1) / gridDim.x;
+        parts = args.blocks / 8;
+        across = min(parts, WARPS);
+        down = WARPS / across;
+    }
+    // The weight of a unit of the block, and the unit's first row.
+    __device__ __forceinline__ const MatVecSegment& weight(u32 of_block, u32 matrix, u32& row) const {
+        const u32 unit = blockIdx.x + of_block * gridDim.x;
+        if (GATED) {
+            row = unit * UNIT;
+            return weights[matrix];
+        }
+        const u32 i = (unit >= second) + (unit >= third);
+        row = (unit - (i == 0 ? 0 : i == 1 ? second : third)) * UNIT;
+        return weights[i];
+    }
+    __device__ __forceinline__ u32 column() const { return threadIdx.x / 32 % across; }
+    __device__ __forceinline__ Item first() const {
+        const u32 place = threadIdx.x / 32 / across;
+        return {place < down ? place : of_block, 0, column(), 0};
+    }
+    // To the next item of this warp.
+    __device__ __forceinline__ void advance(Item& item) const {
+        if (GATED && (item.matrix ^= 1)) return;
+        item.unit += down;
+        if (item.unit < min(item.round + args.round, of_block)) return;
+        item.unit = item.round + threadIdx.x / 32 / across;
+        item.part += across;
+        if (item.part < parts && item.unit < of_block) return;
+        item.part = column();
+        item.unit += args.round;
+        item.round += args.round;
+    }
+
+    template <u32 PER_256> __device__ __forceinline__ u32 row_bytes() const { return parts * PER_256; }
+    // Where an item begins in a plane.
+    template <u32 PER_256> __device__ __forceinline__ const u8* start(u64 base, u32 row, u32 part) const { return (const u8*)base + (u64(row) * parts + part) * PER_256; }
+
+    template <bool ALL> __device__ __forceinline__ void copy(u32 to, const MatVecSegment& w, u32 row, u32 part) const {
+        const u32 rows = u32(w.n) - row;
+        copy_plane<W::Q, ALL>(to, start<W::Q>(w.q, row, part), row_bytes<W::Q>(), rows);
+        copy_plane<W::H, ALL>(to + S::H, start<W::H>(w.h, row, part), row_bytes<W::H>(), rows);
+        copy_plane<W::S, ALL>(to + S::S, start<W::S>(w.s, row, part), row_bytes<W::S>(), rows);
+        copy_plane<W::D, ALL>(to + S::D, start<W::D>(w.d, row, part), row_bytes<W::D>(), rows);
+    }
+    __device__ __forceinline__ void fill(u32 to, const Item& item) const {
+        u32 row;
+        const MatVecSegment& w = weight(item.unit, item.matrix, row);
+        if (row + UNIT <= w.n) copy<true>(to, w, row, item.part);
+        else copy<false>(to, w, row, item.part);
+    }
+
+    // The sums of an item: in lane (g, t), of blocks t and t + 4 of rows g and g + 8.
+    __device__ __forceinline__ void multiply(const u8* stage, u32 odd, const Part& part, const Columns (&x)[2], float (&acc)[2]) const {
+        const u32 lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
         #pragma unroll
-        for (int m = 0; m < M; ++m) {
-            const Activations a(x + min(u32(m), m_rows - 1) * u64(blocks) * Q15_BLOCK, blocks, at);
+        for (u32 quad = 0; quad < 2; ++quad) {
+            const u32 at = 4 * quad + t;
+            const float4 token = part.scales[at];
+            int codes[2][8];
+            Scales scales[2];
             #pragma unroll
-            for (u32 r = 0; r < R; ++r) acc[r][m] = Dot<W>::add(w[r], s[r], a, acc[r][m]);
-        }
-    }
-}
-
-// A row of f32 values to 15 bits, as `activations_q15` makes them; all threads.
-__device__ __forceinline__ void round_row(const u8* from, u8* to, u32 blocks, bool wide) {
-    const u32 k = blocks * 32, step = WARPS * 32 * 4;
-    constexpr int TOGETHER = 4;
-    for (u32 base = 0; base < k; base += step * TOGETHER) {
-        float v[TOGETHER][4];
-        #pragma unroll
-        for (int t = 0; t < TOGETHER; ++t) {
-            const u32 i = base + t * step + threadIdx.x * 4;
-            v[t][0] = v[t][1] = v[t][2] = v[t][3] = 0.0f;
-            if (i < k) load4((const float*)from + i, wide, v[t]);
-        }
-        #pragma unroll
-        for (int t = 0; t < TOGETHER; ++t) {
-            const u32 i = base + t * step + threadIdx.x * 4;
-            if (base + t * step < k) store_q15(to, blocks, i, v[t], ~0u, i < k);
-        }
-    }
-    __syncthreads();
-}
-
-// M rows of activations, of `activations_q15`, or one row of f32 values. The next kernel is not asked to
-// begin before this one ends: its blocks would not lie evenly beside the last of these.
-template <class W, int M, u32 R, bool GATED, bool F32> __device__ void stream_mat_vec(const StreamMatVecArgs& args, const Units<R, GATED>& all) {
-    constexpr u32 STAGE = R * Stage<W>::ROW;
-    extern __shared__ __align__(128) u8 shared[];
-    const u32 lane = threadIdx.x & 31, warp = blockIdx.x * WARPS + (threadIdx.x >> 5), warps = gridDim.x * WARPS;
-    const u32 blocks = args.blocks, units = all.all;
-    u8* const ring = shared + (threadIdx.x >> 5) * STAGES * STAGE;
-
-    u32 next_unit = warp, next_first = 0;
-    Planes next[R];
-    if (next_unit < units) all.template planes<W>(next_unit, blocks, next);
-    auto fill = [&](u32 stage) {
-        if (next_unit < units) {
+            for (u32 r = 0; r < 2; ++r) {
+                // Both rows of a lane are even, or odd.
+                const u32 row = g + 8 * r;
+                auto swap = [&](u32 by) { return quad ? -int(by) : int(by); };
+                const Planes p = {
+                    stage + row * room(W::Q) + swap(swapped<W::Q>(g)), stage + S::H + row * room(W::H) + swap(swapped<W::H>(g)),
+                    stage + S::S + row * room(W::S), stage + S::D + row * room(W::D) + (W::D == 2 ? odd : 0),
+                };
+                const typename W::Raw raw = W::template load<Staged>(p, at);
+                W::words(raw, codes[r]);
+                scales[r] = W::scales(raw, at);
+            }
+            int sums[2][4] = {};
+            const u32* b = x[quad].words;
             #pragma unroll
-            for (u32 r = 0; r < R; ++r) {
-                copy_planes<W>(ring + stage * STAGE + r * Stage<W>::ROW, next[r], min(blocks - next_first, CHUNK));
-                next[r] = at_block<W>(next[r], CHUNK);
+            for (u32 i = 0; i < 4; ++i) {
+                if (W::HALVES) {
+                    mma_s8(sums[0], codes[0][i], codes[1][i], b[2 * i]);
+                    mma_s8(sums[1], codes[0][4 + i], codes[1][4 + i], b[2 * i + 1]);
+                } else {
+                    mma_s8(sums[0], codes[0][i], codes[1][i], codes[0][4 + i], codes[1][4 + i], b[2 * i], b[2 * i + 1]);
+                }
             }
-            next_first += CHUNK;
-            if (next_first >= blocks) {
-                next_first = 0;
-                next_unit += warps;
-                if (next_unit < units) all.template planes<W>(next_unit, blocks, next);
-            }
-        }
-        copy_async_commit();
-    };
-    for (u32 stage = 0; stage < STAGES; ++stage) fill(stage);
-    wait();
-
-    const u8* x = (const u8*)args.activations;
-    if (F32) {
-        round_row(x, shared + WARPS * STAGES * STAGE, blocks, args.wide);
-        x = shared + WARPS * STAGES * STAGE;
-    }
-
-    float acc[R][M] = {};
-    u32 unit = warp, first = 0, stage = 0;
-    Planes rows[R];
-    if (unit < units) all.template planes<W>(unit, blocks, rows);
-    while (unit < units) {
-        copy_async_wait<STAGES - 1>();
-        __syncwarp();
-        Planes p[R];
-        #pragma unroll
-        for (u32 r = 0; r < R; ++r) {
-            p[r] = staged_planes<W>(ring + stage * STAGE + r * Stage<W>::ROW, rows[r]);
-            rows[r] = at_block<W>(rows[r], CHUNK);
-        }
-        if (blocks - first >= CHUNK) add_chunk<W, M, R, true>(p, x, blocks, first, CHUNK, args.m, acc);
-        else add_chunk<W, M, R, false>(p, x, blocks, first, blocks - first, args.m, acc);
-        __syncwarp();
-        fill(stage);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        first += CHUNK;
-        if (first < blocks) continue;
-        first = 0;
-        u32 row, n;
-        all.locate(unit, row, n);
-        #pragma unroll
-        for (int m = 0; m < M; ++m) {
-            float y[R];
             #pragma unroll
-            for (u32 r = 0; r < R; ++r) {
-                y[r] = warp_sum(acc[r][m]);
-                acc[r][m] = 0.0f;
-            }
-            float* to = all.output(unit, m);
-            if (GATED) {
-                if (lane == 0 && m < args.m) to[row] = (args.activation == 0 ? silu(y[0]) : gelu_tanh(y[0])) * y[R - 1];
-            } else {
-                if (lane < R && row + lane < n && m < args.m) to[row + lane] = lane ? y[R - 1] : y[0];
+            for (u32 r = 0; r < 2; ++r) {
+                auto sum = [&](u32 half) { return 128 * sums[half][2 * r] + sums[half][2 * r + 1]; };
+                if (W::HALVES) {
+                    acc[r] = fmaf(scales[r].a[0] * token.x, float(sum(0)), acc[r]);
+                    acc[r] = fmaf(scales[r].a[1] * token.x, float(sum(1)), acc[r]);
+                    if (W::OFFSET) acc[r] = fmaf(scales[r].c[1], token.z, fmaf(scales[r].c[0], token.y, acc[r]));
+                } else {
+                    acc[r] = fmaf(scales[r].a[0] * token.x, float(sum(0)), acc[r]);
+                    if (W::OFFSET) acc[r] = fmaf(scales[r].c[0], token.w, acc[r]);
+                }
             }
         }
-        unit += warps;
-        if (unit < units) all.template planes<W>(unit, blocks, rows);
     }
-}
 
-// M: rows of activations, with F32 a single one.
-#define INSTANCE(NAME, M, F32) \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) stream_mat_vec_##NAME(const __grid_constant__ StreamMatVecArgs args, const __grid_constant__ MatVecSegment a, const __grid_constant__ MatVecSegment b, const __grid_constant__ MatVecSegment c) { \
-        stream_mat_vec<WEIGHT, M, ROWS, false, F32>(args, {a, b, c}); \
-    } \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) gated_stream_mat_vec_##NAME(const __grid_constant__ StreamMatVecArgs args, const __grid_constant__ MatVecSegment a, const __grid_constant__ MatVecSegment b) { \
-        stream_mat_vec<WEIGHT, M, 2, true, F32>(args, {a, b, b}); \
+    // Writes the rows of a round from the sums of their items; all threads.
+    __device__ __forceinline__ void finish(const float* sums, u32 round) const {
+        const u32 rows = (min(round + args.round, of_block) - round) * UNIT, lane = threadIdx.x % LANES;
+        for (u32 i = threadIdx.x / LANES; i < rows; i += WARPS * 32 / LANES) {
+            float y[MATRICES];
+            #pragma unroll
+            for (u32 matrix = 0; matrix < MATRICES; ++matrix) {
+                const float* from = sums + (i / UNIT * MATRICES + matrix) * parts * UNIT + i % UNIT;
+                y[matrix] = 0.0f;
+                #pragma unroll 2
+                for (u32 part = lane; part < parts; part += LANES) y[matrix] += from[part * UNIT];
+                #pragma unroll
+                for (u32 o = LANES / 2; o; o >>= 1) y[matrix] += __shfl_xor_sync(~0u, y[matrix], o);
+            }
+            u32 row;
+            const MatVecSegment& w = weight(round + i / UNIT, 0, row);
+            row += i % UNIT;
+            if (GATED) y[0] = (args.activation == 0 ? silu(y[0]) : gelu_tanh(y[0])) * y[MATRICES - 1];
+            if (lane == 0 && row < w.n) ((float*)w.output)[row] = y[0];
+        }
     }
-INSTANCE(f32, 1, true)
-INSTANCE(1, 1, false)
-INSTANCE(2, 2, false)
+
+    __device__ __forceinline__ void run() const {
+        // A processor has no room for two such blocks, so that the next kernel's come to lie evenly.
+        release();
+        extern __shared__ __align__(128) u8 shared[];
+        const u32 lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+        u8* const ring = shared + warp * STAGES * S::BYTES;
+        const u32 ring_address = unknown(shared_address(ring));
+        Part& part = ((Part*)(shared + WARPS * STAGES * S::BYTES))[warp];
+        float* const sums = (float*)(shared + WARPS * (STAGES * S::BYTES + sizeof(Part)));
+        // Even lanes write sums of row g, odd ones of row g + 8.
+        float* const own = sums + lane / 4 + (lane & 1) * 8;
+
+        float values[8];
+        auto read = [&](u32 from) {
+            const float* x = (const float*)args.activations + from * 256 + lane * 8;
+            float v[2][4];
+            load4(x, args.wide, v[0]);
+            load4(x + 4, args.wide, v[1]);
+            for (int e = 0; e < 8; ++e) values[e] = v[e / 4][e % 4];
+        };
+        Item next = first(), now = next;
+        u32 asked = 0, stage = 0, held = ~0u;
+        Columns x[2];
+        for (u32 round = 0;;) {
+            if (next.unit < of_block) {
+                fill(ring_address + stage * S::BYTES, next);
+                advance(next);
+            }
+            copy_async_commit();
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            if (++asked < STAGES) {
+                // A stage at a time: what the kernel before reads would wait behind more.
+                copy_async_wait<0>();
+                continue;
+            }
+            if (asked == STAGES) {
+                wait();
+                read(now.part);
+            }
+            while (now.unit >= of_block || now.round != round) {
+                __syncthreads();
+                finish(sums, round);
+                round += args.round;
+                if (round >= of_block) return;
+                __syncthreads();
+            }
+            if (now.part != held) {
+                held = now.part;
+                part.store(values);
+                x[0].load(part, 0);
+                x[1].load(part, 1);
+                if (parts > across) read(held + across < parts ? held + across : column());
+            }
+            copy_async_wait<STAGES - 1>();
+            __syncwarp();
+            float acc[2] = {};
+            u32 odd = 0;
+            if (W::D == 2) {
+                u32 row;
+                const MatVecSegment& w = weight(now.unit, now.matrix, row);
+                odd = (u32(w.d) + (lane / 4 * parts + now.part) * 2) & 2;
+            }
+            multiply(ring + stage * S::BYTES, odd, part, x, acc);
+            float y = lane & 1 ? acc[1] : acc[0];
+            y += __shfl_xor_sync(~0u, lane & 1 ? acc[0] : acc[1], 1);
+            y += __shfl_xor_sync(~0u, y, 2);
+            if ((lane & 2) == 0) own[(((now.unit - round) * MATRICES + now.matrix) * parts + now.part) * UNIT] = y;
+            advance(now);
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) stream_mat_vec(const __grid_constant__ StreamMatVecArgs args, const __grid_constant__ MatVecSegments weights) {
+    StreamMatVec<WEIGHT, false>(args, weights.all).run();
+}
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) gated_stream_mat_vec(const __grid_constant__ StreamMatVecArgs args, const __grid_constant__ MatVecSegments weights) {
+    StreamMatVec<WEIGHT, true>(args, weights.all).run();
+}

@@ -47,7 +47,7 @@ pub enum Unit {
     Dequantize(DType),
     /// Attention for a head dimension.
     FlashAttention(u32),
-    /// Few rows by weights of a quantised type, on Hopper alone.
+    /// One row by weights of a quantised type, on Hopper alone.
     StreamMatVec(DType),
     /// Products of some rows by weights of a quantised type, with tiles of so many columns, on Hopper alone.
     DequantMatmul(DType, u32),
@@ -248,7 +248,7 @@ impl Unit {
             Unit::StreamMatVec(_) => (
                 ops::stream_mat_vec::StreamMatVecArgs::cuda()
                     + &ops::stream_mat_vec::MatVecSegment::cuda(),
-                &[TILE[0], ("dot.cuh", DOT), ("ptx.cuh", PTX)],
+                &[TILE[0], ("ptx.cuh", PTX)],
                 kernel_file!("stream_mat_vec.cu"),
             ),
             Unit::ExactMatmul(_) => (tile(), &TILE, kernel_file!("exact_matmul.cu")),

@@ -450,8 +450,7 @@ mod tests {
             let steps = [(norm, vec![]), (product(h, weight, y), vec![0])];
             let lowered = Lowering::run(caps, &steps, [0; 2], Lowering::unlimited()).steps;
             assert_eq!(names(&lowered[0]), ["rms_norm_f32_1"]);
-            let stem = if caps.hopper() { "stream_mat_vec" } else { "mat_vec" };
-            assert_eq!(names(&lowered[1]), [format!("{stem}_{rows}")]);
+            assert_eq!(names(&lowered[1]), [format!("mat_vec_{rows}")]);
         }
     }
 
@@ -470,11 +469,11 @@ mod tests {
             (product(x, q4, outputs[3]), vec![0, 1]),
         ];
         let lowered = Lowering::run(HOPPER, &steps, [0; 2], Lowering::unlimited()).steps;
-        assert_eq!(names(&lowered[1]), ["stream_mat_vec_f32"]);
-        assert_eq!(names(&lowered[2]), ["stream_mat_vec_f32"]);
+        assert_eq!(names(&lowered[1]), ["stream_mat_vec"]);
+        assert_eq!(names(&lowered[2]), ["stream_mat_vec"]);
         assert!(names(&lowered[3]).is_empty());
         assert_eq!(lowered[3].depends_on, [1]);
-        assert_eq!(names(&lowered[4]), ["stream_mat_vec_f32"]);
+        assert_eq!(names(&lowered[4]), ["stream_mat_vec"]);
     }
 
     #[test]

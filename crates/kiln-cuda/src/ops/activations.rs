@@ -180,7 +180,7 @@ impl Input {
 /// that may read them; 0 where none can.
 pub(super) fn provide_q15(output: View, lowering: &mut Lowering) -> u64 {
     let few = output.rank() == 2 && output.extent(0) < MMA_MAT_VEC_ROWS;
-    let rounded = lowering.caps.hopper() && stream_mat_vec::rounds(output.extent(0), output.last());
+    let rounded = stream_mat_vec::takes(output.extent(0), output.last(), lowering.caps);
     if !few
         || rounded
         || output.dtype() != DType::F32

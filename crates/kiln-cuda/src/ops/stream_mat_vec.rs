@@ -1,7 +1,7 @@
-//! Products of few rows on Hopper: `stream_mat_vec.cu`.
+//! Products of one row on Hopper: `stream_mat_vec.cu`.
 
 use super::activations::{Input, Q15_BLOCK};
-use super::matmul::{MMA_MAT_VEC_ROWS, join_products, mat_vec_tile};
+use super::matmul::join_products;
 use super::weight::Weight;
 use crate::kernels::Unit;
 use crate::lower::{Kernel, Lowering};
@@ -16,12 +16,12 @@ use kiln_core::ops::Activation;
 kiln_core::kernel_args! {
     /// Arguments of `stream_mat_vec.cu`.
     pub(crate) struct StreamMatVecArgs {
-        /// Rows made by `activations_q15`, or one row of f32 values.
+        /// A row of f32 values.
         activations: u64,
         /// Blocks of 32 values of a row.
         blocks: u32,
-        /// Rows of activations.
-        m: u32,
+        /// Units of a round of a block.
+        round: u32,
         /// 0 SiLU, 1 GELU.
         activation: u32,
         /// Whether the row of f32 values starts at a multiple of 16 bytes.
@@ -51,18 +51,26 @@ kiln_core::kernel_args! {
 
 /// Warps of a block.
 const WARPS: u64 = 16;
-/// Rows of the weight that a warp has at once.
-const ROWS: u64 = 2;
+/// Rows of a unit, which a block has at once.
+const UNIT: u64 = 16;
+/// Values of a row that a warp has at once.
+const PART: u64 = 256;
+/// Bytes for the sums of a round, where that is enough for one unit.
+const SUMS: u64 = 24 << 10;
+/// Bytes of activations of a warp.
+const ACTIVATIONS: u64 = PART / 32 * Q15_BLOCK;
 /// Weights that one launch has.
 const SEGMENTS: usize = 3;
-/// Bytes of shared memory of a block that leave room for as many on the processor, of other kernels.
-const RINGS: u64 = 100 << 10;
+/// Bytes of shared memory of a processor.
+const PROCESSOR: u64 = 228 << 10;
+/// Bytes of them that the driver takes for each block.
+const DRIVER: u64 = 1 << 10;
+/// Longest rows: the sums of a unit of the gated form have room beside the weights.
+const LONGEST: u64 = 96 << 10;
 
 /// How weights pass through shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
-    /// Blocks of 32 values of a row in a stage.
-    chunk: u64,
     /// Stages of a warp.
     stages: u64,
     /// Bytes of a stage.
@@ -70,44 +78,36 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// The ring for a type: long chunks, where there is room for two.
+    /// The ring for a type: with so many stages that a processor has no room for two blocks, which would not
+    /// lie evenly, and no more, so that small kernels have room.
     pub(crate) fn new(dtype: DType) -> Self {
-        let long = Self::of_chunks(dtype, 64);
-        if long.stages >= 2 { long } else { Self::of_chunks(dtype, 32) }
-    }
-
-    fn of_chunks(dtype: DType, chunk: u64) -> Self {
-        let planes = Planes::per_256(dtype).map(|bytes| bytes as u64 * (chunk / 8));
-        // Copies are whole 16 bytes; planes of less than that for a block may begin inside them.
-        let room = planes.map(|bytes| match bytes {
-            0 => 0,
-            _ if bytes >= 16 * chunk => bytes,
-            _ => (bytes + 30) / 16 * 16,
-        });
-        let stage = 2 * room.iter().sum::<u64>();
-        Self { chunk, stages: RINGS / (WARPS * stage.max(1)), stage }
+        let planes = Planes::per_256(dtype).map(|bytes| bytes as u64);
+        // Copies are whole words.
+        let stage = UNIT * planes.map(|bytes| bytes.next_multiple_of(4)).iter().sum::<u64>();
+        let more_than = PROCESSOR / 2 - DRIVER - WARPS * ACTIVATIONS;
+        Self { stages: (more_than / (WARPS * stage.max(1)) + 1).max(2), stage }
     }
 
     /// The same for the kernels.
     pub(crate) fn define(self) -> String {
-        let Self { chunk, stages, .. } = self;
-        format!(
-            "#define WARPS {WARPS}u\n#define ROWS {ROWS}\n#define CHUNK {chunk}u\n#define STAGES {stages}\n"
-        )
+        let Self { stages, .. } = self;
+        format!("#define WARPS {WARPS}u\n#define UNIT {UNIT}u\n#define STAGES {stages}\n")
     }
 
-    /// Bytes of shared memory of a block.
-    fn shared(self) -> u64 {
-        WARPS * self.stages * self.stage
+    /// Bytes of shared memory of a block with so many sums.
+    fn shared(self, sums: u64) -> u64 {
+        WARPS * (self.stages * self.stage + ACTIVATIONS) + sums * 4
     }
 }
 
-/// Most rows of activations: the tensor cores multiply more.
-const MOST_ROWS: u64 = MMA_MAT_VEC_ROWS - 1;
+/// Whether products of `m` rows of `k` values by imported weights take this way.
+pub(crate) fn takes(m: u64, k: u64, caps: Caps) -> bool {
+    caps.hopper() && m == 1 && k.is_multiple_of(PART) && k <= LONGEST
+}
 
 /// Whether a weight's products of `m` rows take this way.
 pub(crate) fn fits(weight: &View, m: u64, caps: Caps) -> bool {
-    caps.hopper() && m <= MOST_ROWS && weight.prepared().is_some()
+    takes(m, weight.last(), caps) && weight.prepared().is_some()
 }
 
 fn segment(weight: Weight, output: u64, output_stride: u64) -> MatVecSegment {
@@ -123,45 +123,34 @@ fn segment(weight: Weight, output: u64, output_stride: u64) -> MatVecSegment {
     }
 }
 
-/// Most values of a row that every block rounds to 15 bits for itself; more are rounded once, before.
-const ROUNDED: u64 = 8192;
-
-/// Whether the products of so many rows of `k` values round them.
-pub(crate) fn rounds(rows: u64, k: u64) -> bool {
-    rows == 1 && k <= ROUNDED
-}
-
 /// Arguments that the forms share.
 fn args(input: Input, weight: Weight, lowering: &mut Lowering) -> StreamMatVecArgs {
-    let (activations, wide) = if rounds(input.rows, input.k) {
-        let (address, _, wide) = input.f32(lowering);
-        (address, wide)
-    } else {
-        (input.q15(lowering), true)
-    };
-    let (blocks, m) = (weight.blocks as u32, input.rows as u32);
-    StreamMatVecArgs { activations, blocks, m, wide: wide.into(), ..Zeroable::zeroed() }
+    let (activations, _, wide) = input.f32(lowering);
+    let blocks = weight.blocks as u32;
+    StreamMatVecArgs { activations, blocks, wide: wide.into(), ..Zeroable::zeroed() }
 }
 
 fn launch(
     name: &str,
     weight: Weight,
-    units: u64,
-    params: (StreamMatVecArgs, &[MatVecSegment]),
+    (units, matrices): (u64, u64),
+    params: (StreamMatVecArgs, &[MatVecSegment; SEGMENTS]),
     lowering: &mut Lowering,
 ) {
     let (args, segments) = params;
-    let blocks = units.div_ceil(WARPS).min(u64::from(lowering.caps.processors));
-    let rings = Ring::new(weight.dtype).shared();
-    let (form, shared) = if rounds(u64::from(args.m), weight.k) {
-        ("f32".to_owned(), rings + weight.blocks * Q15_BLOCK)
-    } else {
-        (mat_vec_tile(u64::from(args.m)).rows.to_string(), rings)
-    };
+    let processors = u64::from(lowering.caps.processors);
+    // Of a unit.
+    let sums = matrices * weight.k / PART * UNIT;
+    let of_block = units.div_ceil(processors);
+    // As few blocks as take the same time: processors are left for the small kernels before and behind.
+    let blocks = units.div_ceil(of_block);
+    let round = (SUMS / (sums * 4)).clamp(1, of_block);
+    let args = StreamMatVecArgs { round: round as u32, ..args };
     let unit = Unit::StreamMatVec(weight.dtype);
-    let kernel = Kernel::new(unit, format!("{name}_{form}"), blocks, 32 * WARPS as u32);
-    let mut params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec())];
-    params.extend(segments.iter().map(|s| Param::Bytes(bytemuck::bytes_of(s).to_vec())));
+    let kernel = Kernel::new(unit, name, blocks, 32 * WARPS as u32);
+    let segments = bytemuck::cast_slice(segments).to_vec();
+    let params = vec![Param::Bytes(bytemuck::bytes_of(&args).to_vec()), Param::Bytes(segments)];
+    let shared = Ring::new(weight.dtype).shared(round * sums);
     lowering.launch_with(kernel.shared(shared), params);
 }
 
@@ -174,13 +163,14 @@ pub(super) fn products(
 ) {
     let first = Weight::new(weight, lowering);
     let args = args(input, first, lowering);
-    let mut segments = vec![segment(first, output, output_stride)];
+    let mut segments = [MatVecSegment::zeroed(); SEGMENTS];
+    segments[0] = segment(first, output, output_stride);
     let others = join_products(input, first.dtype, fits, SEGMENTS - 1, lowering);
-    segments
-        .extend(others.into_iter().map(|(weight, to)| segment(weight, to.address, to.stride(0))));
-    let units = segments.iter().map(|segment| segment.n.div_ceil(ROWS)).sum();
-    segments.resize(SEGMENTS, Zeroable::zeroed());
-    launch("stream_mat_vec", first, units, (args, &segments), lowering);
+    for (place, (weight, to)) in segments[1..].iter_mut().zip(others) {
+        *place = segment(weight, to.address, to.stride(0));
+    }
+    let units = segments.iter().map(|segment| segment.n.div_ceil(UNIT)).sum();
+    launch("stream_mat_vec", first, (units, 1), (args, &segments), lowering);
 }
 
 /// Both products of a gated operation, with the activation.
@@ -194,8 +184,11 @@ pub(super) fn gated(
     let [gate, up] = [gate, up].map(|weight| Weight::new(weight, lowering));
     let activation = u32::from(activation == Activation::GeluTanh);
     let args = StreamMatVecArgs { activation, ..args(input, gate, lowering) };
-    let segments = [gate, up].map(|weight| segment(weight, output.address, output.stride(0)));
-    launch("gated_stream_mat_vec", gate, gate.n, (args, &segments), lowering);
+    let [gate_part, up_part] =
+        [gate, up].map(|weight| segment(weight, output.address, output.stride(0)));
+    let segments = [gate_part, up_part, MatVecSegment::zeroed()];
+    let units = gate.n.div_ceil(UNIT);
+    launch("gated_stream_mat_vec", gate, (units, 2), (args, &segments), lowering);
 }
 
 #[cfg(test)]
@@ -203,12 +196,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_kernels_share_a_processor() {
+    fn a_processor_has_room_for_one_block() {
         for dtype in DType::QUANTIZED {
             let ring = Ring::new(dtype);
-            assert!(ring.stages >= 2, "{dtype}: {ring:?}");
-            // A block takes 1 KiB more, for the driver.
-            assert!(2 * (ring.shared() + 1024) <= 228 << 10, "{dtype}: {ring:?}");
+            let least = ring.shared(UNIT) + DRIVER;
+            assert!(2 * least > PROCESSOR, "{dtype}: {ring:?}");
+            for sums in [2 * LONGEST / PART * UNIT, SUMS / 4] {
+                assert!(ring.shared(sums) + DRIVER <= PROCESSOR, "{dtype}: {ring:?}");
+            }
         }
     }
 }
