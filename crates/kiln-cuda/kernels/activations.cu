@@ -35,7 +35,7 @@ extern "C" __global__ void activations_q15_fragments(const __grid_constant__ Act
     if (i >= args.k) return;
     float x[4];
     read4(args, row, i, x);
-    const Q15 q(x, 0xffu << (threadIdx.x & 24));
+    const Q15 q(x);
     u8* block = (u8*)args.output + u64(i / 32) * FRAGMENT_BLOCK;
     const u32 lane = row * 4 + i / 4 % 4, half = i / 16 % 2;
     u32* words = (u32*)block + lane * 4 + half;

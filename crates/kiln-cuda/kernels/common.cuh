@@ -233,12 +233,12 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
 __device__ __forceinline__ float q15_steps(float largest) { return largest > 1e-30f ? Q15_LARGEST / largest : 0.0f; }
 __device__ __forceinline__ float q15_scale(float largest) { return largest * (1.0f / Q15_LARGEST); }
 
-// What four values to each of eight neighbouring lanes become in 15 bits; `mask` has the lanes that are here.
+// What four values to each of eight neighbouring lanes become in 15 bits.
 struct Q15 {
     u32 high, low;
     float4 x;
-    __device__ __forceinline__ Q15(const float (&x)[4], u32 mask) {
-        const u32 first = threadIdx.x & 24;
+    __device__ __forceinline__ Q15(const float (&x)[4]) {
+        const u32 first = threadIdx.x & 24, mask = 0xffu << first;
         float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
         #pragma unroll
         for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
@@ -260,18 +260,14 @@ struct Q15 {
     }
 };
 
-// Four values from `i` on to each of eight neighbouring lanes; only those that are `valid` store.
-__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4], u32 mask, bool valid) {
-    const Q15 q(x, mask);
-    if (!valid) return;
+// Four values from `i` on to each of eight neighbouring lanes.
+__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
+    const Q15 q(x);
     const u32 block = i / 32;
     u8* to = row + (i & 16 ? blocks * 16 : 0) + block * 16 + (i & 15);
     *(u32*)to = q.high;
     *(u32*)(to + blocks * 32) = q.low;
     if ((threadIdx.x & 7) == 0) ((float4*)(row + blocks * 64))[block] = q.x;
-}
-__device__ __forceinline__ void store_q15(u8* row, u64 blocks, u32 i, const float (&x)[4]) {
-    store_q15(row, blocks, i, x, 0xffu << (threadIdx.x & 24), true);
 }
 
 // The same of eight rows for mma_mat_vec.cu: for each block of 32 values the words of a lane together, those of

@@ -5,16 +5,6 @@
 // The sums of a block are exact. They are scaled and added in the order of mat_vec.cu: blocks b, b + 32, ...
 // one after the other, then by halving. The bits of a result are the same.
 
-__device__ __forceinline__ void mma_s8(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-// Of half a block.
-__device__ __forceinline__ void mma_s8(int (&d)[4], u32 a0, u32 a1, u32 b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(b));
-}
-
 // {scale, offset} of a block, of both halves where they differ.
 template <bool HALVES> struct Factors { typedef float2 Pair; };
 template <> struct Factors<true> { typedef float4 Pair; };
@@ -64,8 +54,8 @@ template <class W, bool GATED> struct MmaMatVec {
             mma_s8(low[0], a[0], a[1], x.z);
             mma_s8(low[1], a[2], a[3], x.w);
         } else {
-            mma_s8(high[0], a, x.x, x.y);
-            mma_s8(low[0], a, x.z, x.w);
+            mma_s8(high[0], a[0], a[1], a[2], a[3], x.x, x.y);
+            mma_s8(low[0], a[0], a[1], a[2], a[3], x.z, x.w);
         }
         #pragma unroll
         for (u32 r = 0; r < 2; ++r) {
