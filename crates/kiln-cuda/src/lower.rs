@@ -149,6 +149,17 @@ pub(crate) struct Lowered {
 /// How many steps behind a step are looked at for others that its kernel can do too.
 const JOINED_WITHIN: usize = 4;
 
+/// What a kernel has itself of what a step that joins it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Has {
+    /// Nothing: both work side by side.
+    Nothing,
+    /// What its own step makes.
+    This,
+    /// What the steps that have joined it make, too.
+    Joined,
+}
+
 /// The plan while it is lowered.
 pub(crate) struct Lowering<'a> {
     pub(crate) caps: Caps,
@@ -234,10 +245,11 @@ impl<'a> Lowering<'a> {
     }
 
     /// What `take` makes of later steps, at most `most`, becomes part of this step: of the next few
-    /// those that need nothing from this one on.
+    /// those that need nothing from this one on, but for what `has` says that the kernel has itself.
     pub(crate) fn join<T>(
         &mut self,
         most: usize,
+        has: Has,
         take: impl Fn(&Op<View>, &mut Self) -> Option<T>,
     ) -> Vec<T> {
         let mut taken = Vec::new();
@@ -246,14 +258,20 @@ impl<'a> Lowering<'a> {
             if taken.len() == most || step > self.step + JOINED_WITHIN {
                 break;
             }
-            let free = depends_on.iter().all(|before| *before < self.step);
+            let free = depends_on.iter().all(|before| {
+                let joined = || self.joined.get(before) == Some(&self.step);
+                *before < self.step
+                    || has >= Has::This && *before == self.step
+                    || has == Has::Joined && joined()
+            });
             if !free || self.joined.contains_key(&step) {
                 continue;
             }
             let Some(part) = take(op, self) else { continue };
             taken.push(part);
             self.joined.insert(step, self.step);
-            self.current.depends_on.extend(depends_on);
+            let earlier = depends_on.iter().filter(|before| **before < self.step);
+            self.current.depends_on.extend(earlier);
             self.forget_written(op);
         }
         taken

@@ -8,6 +8,12 @@ use std::collections::HashMap;
 /// Temporaries start at multiples of this, enough for any vector or cache line.
 const ALIGNMENT: usize = 256;
 
+/// Temporaries of at most so many bytes keep their place for [`APART`] steps more, so that a device can run
+/// neighbouring steps as one kernel: no step writes where one shortly before it still reads.
+const SMALL: usize = 64 << 10;
+/// See [`SMALL`].
+const APART: usize = 4;
+
 struct Lifetime {
     id: Id,
     bytes: usize,
@@ -58,6 +64,9 @@ fn lifetimes(ops: &[Op<Tensor>]) -> Vec<Lifetime> {
             });
             lifetimes[at].last = step;
         }
+    }
+    for life in lifetimes.iter_mut().filter(|life| life.bytes <= SMALL) {
+        life.last += APART;
     }
     lifetimes
 }

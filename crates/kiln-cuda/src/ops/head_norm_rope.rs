@@ -1,7 +1,7 @@
 //! Per-head RMS normalisation and rotation.
 
 use crate::kernels::Unit;
-use crate::lower::{Kernel, Lowering, Made};
+use crate::lower::{Has, Kernel, Lowering, Made};
 use crate::runtime::graph::Param;
 use crate::view::{View, element};
 use bytemuck::Zeroable;
@@ -227,7 +227,7 @@ pub(super) fn head_norm_rope(op: &HeadNormRope<View>, lowering: &mut Lowering) {
     let (tokens, dtype) = (op.input.extent(0), op.input.dtype());
     let mut jobs = vec![job(op, lowering)];
     let alike = |input: &View| input.extent(0) == tokens && input.dtype() == dtype;
-    jobs.extend(lowering.join(JOBS - 1, |op, lowering| match op {
+    jobs.extend(lowering.join(JOBS - 1, Has::Nothing, |op, lowering| match op {
         Op::HeadNormRope(op) if alike(&op.input) => Some(job(op, lowering)),
         Op::KvAppend(op) if alike(&op.input) && !op.ring && !op.cache.dtype().is_quantized() => {
             Some(append(op))

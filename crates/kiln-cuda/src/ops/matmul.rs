@@ -7,7 +7,7 @@ use super::stream_mat_vec;
 use super::weight::Weight;
 use super::wgmma_matmul;
 use crate::kernels::Unit;
-use crate::lower::{Kernel, Lowering};
+use crate::lower::{Has, Kernel, Lowering};
 use crate::runtime::context::Caps;
 use crate::view::View;
 use bytemuck::Zeroable;
@@ -230,7 +230,7 @@ pub(super) fn join_products(
     most: usize,
     lowering: &mut Lowering,
 ) -> Vec<(Weight, View)> {
-    lowering.join(most, |op, lowering| {
+    lowering.join(most, Has::Nothing, |op, lowering| {
         let Op::Matmul(Matmul { input: other, weight, output, input_layout, precision }) = *op
         else {
             return None;
