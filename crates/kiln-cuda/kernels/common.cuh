@@ -157,15 +157,19 @@ __device__ __forceinline__ u64 warp_min(u64 x) {
 
 // The sum over a block, in every thread. Safe to call again at once.
 __device__ __forceinline__ float block_sum(float x) {
-    __shared__ float partial[32];
+    __shared__ __align__(16) float partial[32];
     int warps = blockDim.x >> 5;
     x = warp_sum(x);
     if (warps == 1) return x;
     __syncthreads();
     if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = x;
     __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < warps; ++i) sum += partial[i];
+    float all[8][4], sum = 0.0f;
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) load4(partial + 4 * i, true, all[i]);
+    // What no warp has written is not used.
+    #pragma unroll
+    for (int i = 0; i < 32; ++i) sum += i < warps ? all[i / 4][i % 4] : 0.0f;
     return sum;
 }
 __device__ __forceinline__ float block_max(float x) {
@@ -233,18 +237,11 @@ __device__ __forceinline__ u64 rank_key(float value, u32 index) {
 __device__ __forceinline__ float q15_steps(float largest) { return largest > 1e-30f ? Q15_LARGEST / largest : 0.0f; }
 __device__ __forceinline__ float q15_scale(float largest) { return largest * (1.0f / Q15_LARGEST); }
 
-// What four values to each of eight neighbouring lanes become in 15 bits.
-struct Q15 {
+// The codes of four neighbours, the high parts and the low ones, and their sum.
+struct Q15Codes {
     u32 high, low;
-    float4 x;
-    __device__ __forceinline__ Q15(const float (&x)[4]) {
-        const u32 first = threadIdx.x & 24, mask = 0xffu << first;
-        float largest = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
-        #pragma unroll
-        for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
-        const float steps = q15_steps(largest);
-        int sum = 0;
-        high = low = 0;
+    int sum;
+    __device__ __forceinline__ Q15Codes(const float (&x)[4], float steps) : high(0), low(0), sum(0) {
         #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
@@ -252,6 +249,26 @@ struct Q15 {
             high |= (upper & 255) << 8 * e;
             low |= (code - upper * 128 & 255) << 8 * e;
         }
+    }
+};
+__device__ __forceinline__ float largest_of(const float (&x)[4]) {
+    return fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+}
+
+// What four values to each of eight neighbouring lanes become in 15 bits.
+struct Q15 {
+    u32 high, low;
+    float4 x;
+    __device__ __forceinline__ Q15(const float (&x)[4]) {
+        const u32 first = threadIdx.x & 24, mask = 0xffu << first;
+        float largest = largest_of(x);
+        #pragma unroll
+        for (int o = 4; o; o >>= 1) largest = fmaxf(largest, __shfl_xor_sync(mask, largest, o));
+        const float steps = q15_steps(largest);
+        const Q15Codes codes(x, steps);
+        high = codes.high;
+        low = codes.low;
+        int sum = codes.sum;
         sum += __shfl_xor_sync(mask, sum, 1);
         sum += __shfl_xor_sync(mask, sum, 2);
         const int upper_sum = __shfl_sync(mask, sum, first + 4);

@@ -48,29 +48,20 @@ struct Part {
     float4 scales[8];
 
     // Eight neighbours to each lane.
-    __device__ __forceinline__ void store(const float (&x)[8]) {
+    __device__ __forceinline__ void store(const float (&x)[2][4]) {
         const u32 lane = threadIdx.x & 31;
-        float largest = 0.0f;
-        #pragma unroll
-        for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(x[e]));
+        float largest = fmaxf(largest_of(x[0]), largest_of(x[1]));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         const float steps = q15_steps(largest), d = q15_scale(largest);
-        int sum = 0;
-        u32 high[2] = {}, low[2] = {};
-        #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-            const int code = __float2int_rn(x[e] * steps), upper = (code + 64) >> 7;
-            sum += code;
-            high[e / 4] |= (upper & 255) << 8 * (e & 3);
-            low[e / 4] |= (code - upper * 128 & 255) << 8 * (e & 3);
-        }
+        const Q15Codes first(x[0], steps), second(x[1], steps);
+        int sum = first.sum + second.sum;
         sum += __shfl_xor_sync(~0u, sum, 1);
         const int upper_sum = __shfl_xor_sync(~0u, sum, 2);
         __syncwarp();
         u8* to = codes[lane / 4][0] + lane % 4 * 8;
-        *(uint2*)to = make_uint2(high[0], high[1]);
-        *(uint2*)(to + 32) = make_uint2(low[0], low[1]);
+        *(uint2*)to = make_uint2(first.high, second.high);
+        *(uint2*)(to + 32) = make_uint2(first.low, second.low);
         const float lower = d * float(sum), upper = d * float(upper_sum);
         if (lane % 4 == 0) scales[lane / 4] = make_float4(d, lower, upper, lower + upper);
         __syncwarp();
@@ -249,33 +240,32 @@ template <class W, bool GATED> struct StreamMatVec {
         // Even lanes write sums of row g, odd ones of row g + 8.
         float* const own = sums + lane / 4 + (lane & 1) * 8;
 
-        float values[8];
+        float values[2][4];
         auto read = [&](u32 from) {
             const float* x = (const float*)args.activations + from * 256 + lane * 8;
-            float v[2][4];
-            load4(x, args.wide, v[0]);
-            load4(x + 4, args.wide, v[1]);
-            for (int e = 0; e < 8; ++e) values[e] = v[e / 4][e % 4];
+            load4(x, args.wide, values[0]);
+            load4(x + 4, args.wide, values[1]);
         };
         Item next = first(), now = next;
-        u32 asked = 0, stage = 0, held = ~0u;
-        Columns x[2];
-        for (u32 round = 0;;) {
+        u32 stage = 0, held = ~0u;
+        auto ask = [&] {
             if (next.unit < of_block) {
                 fill(ring_address + stage * S::BYTES, next);
                 advance(next);
             }
             copy_async_commit();
             stage = stage + 1 == STAGES ? 0 : stage + 1;
-            if (++asked < STAGES) {
-                // A stage at a time: what the kernel before reads would wait behind more.
-                copy_async_wait<0>();
-                continue;
-            }
-            if (asked == STAGES) {
-                wait();
-                read(now.part);
-            }
+        };
+        #pragma unroll 1
+        for (u32 i = 0; i < STAGES; ++i) {
+            // A stage at a time: what the kernel before reads would wait behind more.
+            copy_async_wait<0>();
+            ask();
+        }
+        wait();
+        read(now.part);
+        Columns x[2];
+        for (u32 round = 0;;) {
             while (now.unit >= of_block || now.round != round) {
                 __syncthreads();
                 finish(sums, round);
@@ -305,6 +295,7 @@ template <class W, bool GATED> struct StreamMatVec {
             y += __shfl_xor_sync(~0u, y, 2);
             if ((lane & 2) == 0) own[(((now.unit - round) * MATRICES + now.matrix) * parts + now.part) * UNIT] = y;
             advance(now);
+            ask();
         }
     }
 };

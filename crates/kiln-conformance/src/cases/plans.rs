@@ -4,7 +4,7 @@ use super::gated_matmul::gated_bound;
 use super::head_norm_rope::rope;
 use super::matmul::{PRECISIONS, lengths, precision_name, product, row_norm};
 use super::{Cases, turn, within};
-use crate::bounds::Family;
+use crate::bounds::{Bound, Family};
 use crate::program::{Agreement, Broken, Check, Layout, Program, Slot};
 use crate::rng::Dist;
 use kiln_core::DType;
@@ -18,6 +18,7 @@ pub(super) fn add(cases: &mut Cases) {
     fused_add_norm(cases);
     fused_gated(cases);
     fused_append(cases);
+    norms_and_products(cases);
     chains(cases);
     layers(cases);
 }
@@ -149,6 +150,90 @@ fn fused_append(cases: &mut Cases) {
                 Ok(())
             });
         }
+    }
+}
+
+/// A norm of one row and what multiplies it.
+#[derive(Clone, Copy)]
+struct NormedProducts {
+    k: usize,
+    weights: [DType; 3],
+    /// Whether the row is a sum.
+    add: bool,
+    /// Whether the norm has a weight.
+    scaled: bool,
+    /// Whether the norm, or the sum, takes the place of its input.
+    in_place: bool,
+}
+
+/// Norms of one row whose output products read: plain ones of one type or several, or gated ones.
+fn norms_and_products(cases: &mut Cases) {
+    const LENGTHS: [usize; 8] = [256, 512, 1280, 4096, 4352, 7936, 8448, 12544];
+    const OTHER: [DType; 2] = [DType::Q6K, DType::Q8_0];
+    let lengths = LENGTHS.into_iter().map(|k| (DType::Q8_0, k));
+    let types = DType::QUANTIZED.into_iter().zip(LENGTHS.into_iter().cycle());
+    for (i, (w, k)) in lengths.chain(types).enumerate() {
+        let mixed = i % 3 == 1;
+        let weights = [w, if mixed { turn(&OTHER, i) } else { w }, w];
+        let (add, scaled, in_place) = (i % 4 != 3, i % 5 != 4, i % 6 == 5);
+        let spec = NormedProducts { k, weights, add, scaled, in_place };
+        let norm = if add { "sum and norm" } else { "norm" };
+        let with = if scaled { "" } else { " without a weight" };
+        let place = if in_place { " in place" } else { "" };
+        let names = weights.map(|w| w.to_string()).join(" ");
+        let label = format!("{norm}{with}{place}, then products by {names}, k {k}");
+        cases.add(OP, "norm and products", label, move |p| {
+            let input = spec.norm(p);
+            for (w, n) in spec.weights.into_iter().zip([40, 24, 17]) {
+                let bound = Bound::matmul(Precision::Fast, w);
+                let output = p.output(DType::F32, [1, n], Agreement::Within(bound));
+                product(p, w, [input, output], Precision::Fast)?;
+            }
+            p.check = Check::Barriers;
+            Ok(())
+        });
+        if mixed {
+            continue;
+        }
+        let label = format!("{norm}{with}{place}, then gated products by {w}, k {k}");
+        cases.add(OP, "norm and products", label, move |p| {
+            let input = spec.norm(p);
+            let [gate, up] = [(); 2].map(|()| p.temp(DType::F32, [1, 40]));
+            for output in [gate, up] {
+                product(p, w, [input, output], Precision::Fast)?;
+            }
+            let output = p.output(DType::F32, [1, 40], within(Family::FastLayer, DType::F32, 40));
+            p.push(Op::SiluMul(SiluMul { gate, up, output }));
+            p.check = Check::Fusion(GatedMatmul::<Slot>::NAME);
+            Ok(())
+        });
+    }
+}
+
+impl NormedProducts {
+    /// The normalised row.
+    fn norm(self, p: &mut Program) -> Slot {
+        let Self { k, add, scaled, in_place, .. } = self;
+        let agreement = within(Family::Norm, DType::F32, k);
+        let mut row = p.float(DType::F32, [1, k], Dist::Normal(1.0));
+        if add {
+            let b = p.float(DType::F32, [1, k], Dist::Normal(1.0));
+            let output = if in_place {
+                p.agree(row, agreement)
+            } else {
+                p.output(DType::F32, [1, k], agreement)
+            };
+            p.push(Op::Add(Add { a: row, b, output }));
+            row = output;
+        }
+        let weight = scaled.then(|| p.float(DType::F32, [k], Dist::Normal(1.0)));
+        let output = if in_place && !add {
+            p.agree(row, agreement)
+        } else {
+            p.output(DType::F32, [1, k], agreement)
+        };
+        p.push(Op::RmsNorm(RmsNorm { input: row, weight, output, eps: 1e-6 }));
+        output
     }
 }
 

@@ -287,8 +287,7 @@ impl Product {
         let m = input.rows;
         let route = select(self.weight.dtype(), precision, m, lowering.caps);
         if route == Route::MatVec && stream_mat_vec::fits(&self.weight, m, lowering.caps) {
-            let to = (output, output_stride);
-            return stream_mat_vec::products(input, self.weight, to, lowering);
+            return stream_mat_vec::products(input, self.weight, output, lowering);
         }
         if route == Route::Wgmma && dequant_matmul::fits(&self.weight, m, lowering.caps) {
             let to = (output, output_stride);

@@ -42,8 +42,6 @@ kiln_core::kernel_args! {
         d: u64,
         /// f32
         output: u64,
-        /// Bytes from row to row.
-        output_stride: u64,
         /// Rows of the weight.
         n: u64,
     }
@@ -110,17 +108,9 @@ pub(crate) fn fits(weight: &View, m: u64, caps: Caps) -> bool {
     takes(m, weight.last(), caps) && weight.prepared().is_some()
 }
 
-fn segment(weight: Weight, output: u64, output_stride: u64) -> MatVecSegment {
+fn segment(weight: Weight, output: u64) -> MatVecSegment {
     let planes = weight.planes;
-    MatVecSegment {
-        q: planes.q,
-        h: planes.h,
-        s: planes.s,
-        d: planes.d,
-        output,
-        output_stride,
-        n: weight.n,
-    }
+    MatVecSegment { q: planes.q, h: planes.h, s: planes.s, d: planes.d, output, n: weight.n }
 }
 
 /// Arguments that the forms share.
@@ -155,19 +145,14 @@ fn launch(
 }
 
 /// A product, and the products of the same input by weights of the same type that follow it.
-pub(super) fn products(
-    input: Input,
-    weight: View,
-    (output, output_stride): (u64, u64),
-    lowering: &mut Lowering,
-) {
+pub(super) fn products(input: Input, weight: View, output: u64, lowering: &mut Lowering) {
     let first = Weight::new(weight, lowering);
     let args = args(input, first, lowering);
     let mut segments = [MatVecSegment::zeroed(); SEGMENTS];
-    segments[0] = segment(first, output, output_stride);
+    segments[0] = segment(first, output);
     let others = join_products(input, first.dtype, fits, SEGMENTS - 1, lowering);
     for (place, (weight, to)) in segments[1..].iter_mut().zip(others) {
-        *place = segment(weight, to.address, to.stride(0));
+        *place = segment(weight, to.address);
     }
     let units = segments.iter().map(|segment| segment.n.div_ceil(UNIT)).sum();
     launch("stream_mat_vec", first, (units, 1), (args, &segments), lowering);
@@ -184,8 +169,7 @@ pub(super) fn gated(
     let [gate, up] = [gate, up].map(|weight| Weight::new(weight, lowering));
     let activation = u32::from(activation == Activation::GeluTanh);
     let args = StreamMatVecArgs { activation, ..args(input, gate, lowering) };
-    let [gate_part, up_part] =
-        [gate, up].map(|weight| segment(weight, output.address, output.stride(0)));
+    let [gate_part, up_part] = [gate, up].map(|weight| segment(weight, output.address));
     let segments = [gate_part, up_part, MatVecSegment::zeroed()];
     let units = gate.n.div_ceil(UNIT);
     launch("gated_stream_mat_vec", gate, (units, 2), (args, &segments), lowering);
