@@ -59,7 +59,7 @@ template <bool WIDE> struct Eight<Q8, WIDE> : EightFloats {
 
 // Positions of the keys that a query may see, and the parts that they lie in: as few keys as possible in each.
 struct Span {
-    i64 begin, end, first_part;
+    i64 begin, end, first_part = 0;
     u32 shift, parts;
     bool valid;
 
@@ -156,8 +156,51 @@ __device__ __forceinline__ float2 load2_as(u32 element, const void* base, u32 i)
     return make_float2(to_float(((const bf16*)base)[i]), to_float(((const bf16*)base)[i + 1]));
 }
 
-// G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight.
-template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_attention(const CachedAttentionArgs& args) {
+// The heads of a new token, which a block makes ready before it attends: a warp has a query, and one each the
+// key and the value of its key-value head.
+template <class C, int G> struct NewHeads {
+    HeadPairs<float, false> pairs;
+    u32 job;
+    u64 head, slot;
+
+    __device__ __forceinline__ void load(const CachedAttentionArgs& args, const HeadJobs& jobs, u64 kv_head, u64 first_query, u32 queries) {
+        const u32 warp = threadIdx.x >> 5;
+        job = warp < G ? 0 : warp - G + 1;
+        head = job == 0 ? first_query + min(warp, queries - 1) : kv_head;
+        slot = *(const u32*)jobs.job[1].cache_start;
+        if (job < 3) pairs.load(jobs.job[job], 0, head, 0);
+    }
+
+    // Queries go to `rows`, those of the first part to their tensor too, and the key and the value to the cache: by the
+    // part that sees their slot, or the first where none does.
+    __device__ __forceinline__ void finish(const CachedAttentionArgs& args, const HeadJobs& jobs, const Span& span, u64 part, u32 queries, float* rows) {
+        const i64 key = i64(slot), of_part = (key >> span.shift) - span.first_part;
+        const bool seen = span.parts && key >= span.begin && key < span.end, appends = part == (seen ? u64(of_part) : 0);
+        if (job >= 3 || !(job == 0 ? part < max(span.parts, 1u) : appends && slot < args.capacity)) return;
+        const u32 warp = threadIdx.x >> 5;
+        const HeadNormRopeArgs& own = jobs.job[job];
+        const float r = own.normalize ? head_root(own, pairs.squares()) : 1.0f;
+        const u64 row = own.cache + head * own.cache_stride_h + slot * own.cache_stride_s;
+        #pragma unroll
+        for (int e = 0; e < PAIRS; ++e) {
+            const uint2 at = pairs.places(own, pairs.pair(0, e));
+            if (at.x >= own.dim) continue;
+            const float2 y = pairs.turned(own, r, 0, e);
+            if (job > 0) {
+                pairs.store(own, (C*)row, at, y);
+            } else {
+                const float scale = args.scale * LOG2E;
+                pairs.store(own, rows + warp * own.dim, at, make_float2(y.x * scale, y.y * scale));
+                if (part == 0 && warp < queries) pairs.store(own, (float*)(own.output + head * own.output_stride_h), at, y);
+            }
+        }
+    }
+};
+
+// G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight. With `jobs` the query, the new key and the
+// new value are what head_norm_rope.cu makes of them, in order.
+template <class C, int G, int CH, int U, bool WIDE, bool ROPED>
+__device__ __forceinline__ void cached_attention(const CachedAttentionArgs& args, const HeadJobs* jobs) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 groups = (args.group + G - 1) / G;
     const u64 token = blockIdx.z / groups, first_head = blockIdx.z % groups * G;
@@ -166,13 +209,19 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
     begin();
     // Queries in shared memory; later the sums of all key slots.
     extern __shared__ __align__(16) float rows[];
+    NewHeads<C, G> fresh;
+    if constexpr (ROPED) fresh.load(args, *jobs, kv_head, kv_head * args.group + first_head, heads);
     const Span span(args, token);
-    const u32 own = warp % G;
-    const u64 q_row = args.q + token * args.q_stride_t + (kv_head * args.group + first_head + min(own, heads - 1)) * args.q_stride_h;
-    #pragma unroll 1
-    for (u32 i = 2 * (warp / G * 32 + lane); i < args.dim; i += 2 * 32 * WARPS / G) {
-        const float2 q = load2_as(args.element, (const void*)q_row, i);
-        *(float2*)&rows[own * args.dim + i] = make_float2(q.x * (args.scale * LOG2E), q.y * (args.scale * LOG2E));
+    if constexpr (ROPED) {
+        fresh.finish(args, *jobs, span, part, heads, rows);
+    } else {
+        const u32 own = warp % G;
+        const u64 q_row = args.q + token * args.q_stride_t + (kv_head * args.group + first_head + min(own, heads - 1)) * args.q_stride_h;
+        #pragma unroll 1
+        for (u32 i = 2 * (warp / G * 32 + lane); i < args.dim; i += 2 * 32 * WARPS / G) {
+            const float2 q = load2_as(args.element, (const void*)q_row, i);
+            *(float2*)&rows[own * args.dim + i] = make_float2(q.x * (args.scale * LOG2E), q.y * (args.scale * LOG2E));
+        }
     }
     if (!span.valid && part == 0) {
         // No keys can be right.
@@ -347,11 +396,17 @@ template <class C, int G, int CH, int U, bool WIDE> __device__ void cached_atten
 }
 
 // Rows that start anywhere have a form of their own, with fewer keys in flight, as those of f32.
+#define BOUNDS extern "C" __global__ void __launch_bounds__(256, 2)
 #define INSTANCE(A, C, G, CH, U) \
-    extern "C" __global__ void __launch_bounds__(256, 2) cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, U / CH, true>(args); } \
-    extern "C" __global__ void __launch_bounds__(256, 2) cached_attention_narrow_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, 1, false>(args); }
+    BOUNDS cached_attention_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, U / CH, true, false>(args, nullptr); } \
+    BOUNDS cached_attention_narrow_##A##_g##G##_c##CH(const __grid_constant__ CachedAttentionArgs args) { cached_attention<C, G, CH, 1, false, false>(args, nullptr); }
 #define TYPES(G, CH) INSTANCE(f32, float, G, CH, 2) INSTANCE(f16, f16, G, CH, 4) INSTANCE(bf16, bf16, G, CH, 4) INSTANCE(q8_0, Q8, G, CH, 2)
 TYPES(1, 1)
 TYPES(4, 1)
 TYPES(1, 2)
 TYPES(2, 2)
+#define ROPE_INSTANCE(A, C, G, U) \
+    BOUNDS rope_cached_attention_##A##_g##G##_c1(const __grid_constant__ CachedAttentionArgs args, const __grid_constant__ HeadJobs jobs) { cached_attention<C, G, 1, U, true, true>(args, &jobs); }
+#define ROPE_TYPES(G) ROPE_INSTANCE(f32, float, G, 2) ROPE_INSTANCE(f16, f16, G, 4) ROPE_INSTANCE(bf16, bf16, G, 4)
+ROPE_TYPES(1)
+ROPE_TYPES(4)

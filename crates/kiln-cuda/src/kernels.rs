@@ -64,6 +64,7 @@ pub(crate) const HEAD_DIMS: [u32; 6] = [64, 80, 96, 128, 256, 512];
 
 const COMMON: &str = include_str!("../kernels/common.cuh");
 const PTX: &str = include_str!("../kernels/ptx.cuh");
+const ROPE: Part = ("rope.cuh", include_str!("../kernels/rope.cuh"));
 const HOPPER: &str = include_str!("../kernels/hopper.cuh");
 const HOPPER_ATTENTION: &str = include_str!("../kernels/hopper_attention.cuh");
 const WEIGHTS: &str = include_str!("../kernels/weights.cuh");
@@ -174,7 +175,7 @@ impl Unit {
             Unit::HeadNormRope => (
                 ops::head_norm_rope::HeadNormRopeArgs::cuda()
                     + &ops::head_norm_rope::RopeTableArgs::cuda(),
-                &[],
+                &[ROPE],
                 kernel_file!("head_norm_rope.cu"),
             ),
             Unit::KvCache => {
@@ -201,8 +202,9 @@ impl Unit {
                 (ops::matmul::FloatMatVecArgs::cuda(), &[], kernel_file!("float_mat_vec.cu"))
             }
             Unit::CachedAttention => (
-                ops::attention::CachedAttentionArgs::cuda(),
-                &[],
+                ops::attention::CachedAttentionArgs::cuda()
+                    + &ops::head_norm_rope::HeadNormRopeArgs::cuda(),
+                &[ROPE],
                 kernel_file!("cached_attention.cu"),
             ),
             Unit::FlashAttention(_) | Unit::FlashAttentionBlocks => {

@@ -6,7 +6,7 @@ use crate::runtime::context::Caps;
 use crate::runtime::graph::{Ahead, Launch, Launches, Param};
 use crate::view::View;
 use kiln_core::KernelArgs;
-use kiln_core::ops::{Op, Precision, Role};
+use kiln_core::ops::{Access, Op, Precision, Role};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -87,6 +87,18 @@ struct Workspace {
 
 fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
+}
+
+/// What an operation reads, or writes.
+pub(crate) fn accessed(op: &Op<View>, how: fn(Access) -> bool) -> Vec<View> {
+    let mut views = Vec::new();
+    let _: Result<Op<()>, std::convert::Infallible> = op.try_map(|role: Role, view| {
+        if how(role.access) {
+            views.push(*view);
+        }
+        Ok(())
+    });
+    views
 }
 
 impl Workspace {
@@ -372,19 +384,11 @@ impl<'a> Lowering<'a> {
 
     /// What was made of memory that a step writes is stale.
     fn forget_written(&mut self, op: &Op<View>) {
-        let mut written = Vec::new();
-        let _: Result<Op<()>, std::convert::Infallible> = op.try_map(|role: Role, view| {
-            if role.access.writes() {
-                written.push(view.address..view.address + view.span());
-            }
-            Ok(())
-        });
+        let written = accessed(op, Access::writes);
         for piece in &mut self.workspace.pieces {
             let stale = piece.made.as_ref().is_some_and(|made| {
-                [Some(made.from), made.and].into_iter().flatten().any(|view| {
-                    let from = view.address..view.address + view.span();
-                    written.iter().any(|range| overlaps(range, &from))
-                })
+                let mut from = [Some(made.from), made.and].into_iter().flatten();
+                from.any(|view| written.iter().any(|written| written.overlaps(&view)))
             });
             if stale {
                 piece.made = None;

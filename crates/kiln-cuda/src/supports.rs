@@ -1,6 +1,5 @@
 //! What there are kernels for.
 
-use crate::ops::head_norm_rope;
 use crate::runtime::memory::CudaBuffer;
 use kiln_core::ops::Op;
 use kiln_core::{Tensor, Unsupported};
@@ -12,12 +11,6 @@ pub(crate) fn buffer(tensor: &Tensor) -> Option<&CudaBuffer> {
 
 pub(crate) fn check(op: &Op<Tensor>) -> Result<(), Unsupported> {
     let fail = |problem: String| Err(Unsupported { op: op.name(), problem, backend: "cuda" });
-    if let Op::HeadNormRope(op) = op {
-        let dim = op.input.extent(2) as u64;
-        if head_norm_rope::warps(dim).is_none() {
-            return fail(format!("heads of {dim} values do not fit into shared memory"));
-        }
-    }
     for (role, tensor) in op.operands() {
         let limit = u32::MAX as usize;
         if tensor.shape().last() >= limit {

@@ -99,6 +99,11 @@ impl View {
         outer.sum::<u64>() + self.strides[last]
     }
 
+    /// Whether both have a byte in common, gaps included.
+    pub(crate) fn overlaps(&self, other: &View) -> bool {
+        self.address < other.address + other.span() && other.address < self.address + self.span()
+    }
+
     /// Whether the address and all strides are multiples of 16 bytes, the widest access.
     pub(crate) fn is_wide(&self) -> bool {
         let outer = &self.strides[..self.rank() - 1];

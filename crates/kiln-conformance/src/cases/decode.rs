@@ -1,11 +1,10 @@
 //! Caches filled and read in turns: prompts in chunks, and recordings replayed token by token.
 
 use super::cached_attention::CACHES;
-use super::head_norm_rope::rope;
 use super::{Cases, turn, within};
 use crate::bounds::{Bound, Family};
 use crate::host::encode;
-use crate::program::{Agreement, Broken, Check, Equality, Program, Slot, ints};
+use crate::program::{Agreement, Check, Equality, Program, Slot, ints};
 use crate::rng::Dist;
 use kiln_core::DType;
 use kiln_core::ops::*;
@@ -204,61 +203,4 @@ fn replay(cases: &mut Cases) {
             });
         }
     }
-    for cache in [DType::F32, DType::F16, DType::BF16] {
-        cases.add(OP, "replay", format!("rope, append and attend, {cache}"), move |p| {
-            roped_decode(p, cache)
-        });
-    }
-}
-
-/// Heads normalised, rotated, appended and attended to, all in one recording.
-fn roped_decode(p: &mut Program, cache: DType) -> Result<(), Broken> {
-    let dim = 64;
-    let row = |p: &mut Program, heads| p.float(DType::F32, [1, heads, dim], Dist::Normal(1.0));
-    let [q, k, v] = [HEADS, KV_HEADS, KV_HEADS].map(|heads| row(p, heads));
-    let position = p.ints([1], &[0]);
-    let kv_len = p.ints([1], &[1]);
-    let roped_q = p.temp(DType::F32, [1, HEADS, dim]);
-    let mut q_op = rope(p, q, position, [dim, dim / 2]);
-    q_op.output = Some(roped_q);
-    let mut k_op = rope(p, k, position, [dim, dim / 2]);
-    let caches = [Family::Rope, Family::Arithmetic].map(|family| {
-        let agreement = within(family, cache, KV_HEADS * dim);
-        p.output(cache, [KV_HEADS, 16, dim], agreement)
-    });
-    k_op.cache = Some(caches[0]);
-    k_op.cache_start = Some(position);
-    let bound = Bound::attention(DType::F32, cache, HEADS * dim);
-    let output = p.output(DType::F32, [1, HEADS, dim], Agreement::Within(bound));
-    p.push(Op::HeadNormRope(q_op));
-    p.push(Op::HeadNormRope(k_op));
-    p.push(Op::KvAppend(KvAppend { input: v, start: position, cache: caches[1], ring: false }));
-    p.push(Op::CachedAttention(CachedAttention {
-        q: roped_q,
-        k_cache: caches[0],
-        v_cache: caches[1],
-        kv_len,
-        sinks: None,
-        output,
-        scale: 1.0 / (dim as f32).sqrt(),
-        window: None,
-        softcap: None,
-        ring: false,
-    }));
-    let rounds = (1..16u32)
-        .map(|token| {
-            let mut values = |slot, heads: usize| {
-                (slot, encode(DType::F32, &p.rng.values(heads * dim, Dist::Normal(1.0))))
-            };
-            vec![
-                values(q, HEADS),
-                values(k, KV_HEADS),
-                values(v, KV_HEADS),
-                (position, ints(&[token])),
-                (kv_len, ints(&[token + 1])),
-            ]
-        })
-        .collect();
-    p.check = Check::Replay(rounds);
-    Ok(())
 }

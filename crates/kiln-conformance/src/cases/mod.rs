@@ -4,6 +4,7 @@ mod argmax;
 mod cached_attention;
 mod copy;
 mod decode;
+mod decode_step;
 mod elementwise;
 mod embed;
 mod flash_attention;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
     flash_attention_blocks::add(&mut cases);
     cached_attention::add(&mut cases);
     decode::add(&mut cases);
+    decode_step::add(&mut cases);
     kv_append::add(&mut cases);
     embed::add(&mut cases);
     elementwise::add(&mut cases);

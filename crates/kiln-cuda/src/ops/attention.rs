@@ -2,8 +2,10 @@
 
 use super::activations;
 use super::flash_attention_wgmma;
+use super::head_norm_rope::HeadNormRopeArgs;
 use crate::kernels::{HEAD_DIMS, Unit};
 use crate::lower::{Kernel, Lowering};
+use crate::runtime::graph::Param;
 use crate::view::{View, element};
 use bytemuck::Zeroable;
 use kiln_core::DType;
@@ -207,6 +209,8 @@ pub(crate) const PROMPT_ROWS: u64 = 16;
 const PART_KEYS: u64 = 64;
 /// Most parts: a warp merges them, and those of 8 heads fill a device.
 const PARTS: u64 = 32;
+/// Largest head dimension of the kernels that rotate: a lane has few pairs in registers.
+const ROTATED_DIM: u64 = 256;
 /// Warps of a block of `cached_attention.cu`.
 const PART_WARPS: u64 = 8;
 
@@ -436,6 +440,44 @@ fn tiles(op: &CachedAttention<View>, lowering: &mut Lowering) {
 }
 
 fn parted(op: &CachedAttention<View>, parts: u64, lowering: &mut Lowering) {
+    let (kernel, args) = parts_kernel("", op, parts, lowering);
+    lowering.launch(kernel, &args);
+}
+
+/// Whether there is a kernel that makes the query, the new key and the new value ready itself.
+pub(super) fn can_rotate(op: &CachedAttention<View>) -> bool {
+    let CachedAttention { q, k_cache, v_cache, ring, .. } = *op;
+    let (tokens, dim) = (q.extent(0), q.last());
+    tokens == 1
+        && select_cache(k_cache.dtype(), tokens) == CacheRoute::Parts
+        && q.dtype() == DType::F32
+        && !k_cache.dtype().is_quantized()
+        && k_cache.is_wide()
+        && v_cache.is_wide()
+        && !ring
+        && dim <= ROTATED_DIM
+}
+
+/// The attention of a token, with the operations before it that rotate its query and its key and append its key
+/// and its value, in this order.
+pub(super) fn rope_cached_attention(
+    op: &CachedAttention<View>,
+    jobs: [HeadNormRopeArgs; 3],
+    lowering: &mut Lowering,
+) {
+    let parts = parts(op.k_cache.extent(1), op.ring);
+    let (kernel, args) = parts_kernel("rope_", op, parts, lowering);
+    let params = [bytemuck::bytes_of(&args), bytemuck::cast_slice(&jobs)];
+    lowering.launch_with(kernel, params.map(|bytes| Param::Bytes(bytes.to_vec())).to_vec());
+}
+
+/// The kernel of few queries, in a form that its name begins with.
+fn parts_kernel(
+    form: &str,
+    op: &CachedAttention<View>,
+    parts: u64,
+    lowering: &mut Lowering,
+) -> (Kernel, CachedAttentionArgs) {
     let CachedAttention { q, k_cache, v_cache, kv_len, sinks, output, .. } = *op;
     let [tokens, heads, dim] = [q.extent(0), q.extent(1), q.last()];
     let kv_heads = k_cache.extent(0);
@@ -483,12 +525,13 @@ fn parted(op: &CachedAttention<View>, parts: u64, lowering: &mut Lowering) {
     };
     let wide = k_cache.dtype().is_quantized() || k_cache.is_wide() && v_cache.is_wide();
     let narrow = if wide { "" } else { "narrow_" };
-    let kernel = format!("cached_attention_{narrow}{}_g{together}_c{chunks}", k_cache.dtype());
+    let cache = k_cache.dtype();
+    let kernel = format!("{form}cached_attention_{narrow}{cache}_g{together}_c{chunks}");
     let slots = PART_WARPS * u64::from(32 / lanes);
     let kernel = Kernel::new(Unit::CachedAttention, kernel, 1, 32 * PART_WARPS as u32)
         .grid([parts, kv_heads, tokens * groups])
         .shared(together * slots * dim * 4);
-    lowering.launch(kernel, &args);
+    (kernel, args)
 }
 
 /// Lanes of a key, eight values each, and how many times they go along it.
