@@ -63,8 +63,8 @@ struct Span {
     u32 shift, parts;
     bool valid;
 
-    __device__ __forceinline__ Span(const CachedAttentionArgs& args, u64 token) {
-        const i64 length = *(const u32*)args.kv_len, position = length - i64(args.tokens) + i64(token);
+    __device__ __forceinline__ Span(const CachedAttentionArgs& args, i64 length, u64 token) {
+        const i64 position = length - i64(args.tokens) + i64(token);
         valid = length >= i64(args.tokens) && (args.ring || length <= i64(args.capacity));
         begin = args.ring && length > i64(args.capacity) ? length - i64(args.capacity) : 0;
         if (args.window && position + 1 - i64(args.window) > begin) begin = position + 1 - i64(args.window);
@@ -156,27 +156,56 @@ __device__ __forceinline__ float2 load2_as(u32 element, const void* base, u32 i)
     return make_float2(to_float(((const bf16*)base)[i]), to_float(((const bf16*)base)[i + 1]));
 }
 
+// `wait` for a warp by itself.
+__device__ __forceinline__ void wait_warp() {
+#if __CUDA_ARCH__ >= 900
+    if ((threadIdx.x & 31) == 0) asm volatile("griddepcontrol.wait;" ::: "memory");
+    __syncwarp();
+#endif
+}
+
 // The heads of a new token, which a block makes ready before it attends: a warp has a query, and one each the
-// key and the value of its key-value head.
+// key and the value of its key-value head. What needs no input comes before the wait.
 template <class C, int G> struct NewHeads {
-    HeadPairs<float, false> pairs;
+    // 0 to 2 as in `HeadJobs`: query, key, value; 3 is idle.
     u32 job;
     u64 head, slot;
+    HeadPairs<float, false> pairs;
 
-    __device__ __forceinline__ void load(const CachedAttentionArgs& args, const HeadJobs& jobs, u64 kv_head, u64 first_query, u32 queries) {
-        const u32 warp = threadIdx.x >> 5;
-        job = warp < G ? 0 : warp - G + 1;
-        head = job == 0 ? first_query + min(warp, queries - 1) : kv_head;
+    __device__ __forceinline__ NewHeads(const HeadJobs& jobs, u64 kv_head, u64 first_query, u32 queries) :
+        job(min(max(threadIdx.x >> 5, G - 1u) + 1 - G, 3u)),
+        head(job == 0 ? first_query + min(threadIdx.x >> 5, queries - 1) : kv_head),
+        pairs(jobs.job[min(job, 2u)], 0, head) {}
+
+    // Idle warps ask for the first rows of the part before the wait. The length may still be that of an earlier token; it
+    // is read past the first cache, which must not keep it.
+    __device__ __forceinline__ void ask(const CachedAttentionArgs& args, u64 part) const {
+        if (job < 3) return;
+        const Span span(args, __ldcg((const u32*)args.kv_len), 0);
+        if (part >= span.parts) return;
+        const u32 threads = 32 * (WARPS - G - 2), bytes = args.dim * sizeof(C);
+        const i64 begin_key = max(span.begin, (span.first_part + i64(part)) << span.shift);
+        const u32 count = u32(min(span.end - begin_key, i64(1 << PART_SHIFT)));
+        for (u32 i = threadIdx.x - 32 * (G + 2); i < 2 * count; i += threads) {
+            const u64 key = u64(begin_key) + i / 2;
+            const u64 row = i & 1 ? args.v + head * args.v_stride_h + key * args.v_stride_s : args.k + head * args.k_stride_h + key * args.k_stride_s;
+            for (u32 at = 0; at < bytes; at += 128) prefetch((const void*)(row + at));
+        }
+    }
+
+    __device__ __forceinline__ void load(const HeadJobs& jobs) {
+        if (job >= 3) return;
         slot = *(const u32*)jobs.job[1].cache_start;
-        if (job < 3) pairs.load(jobs.job[job], 0, head, 0);
+        pairs.load(jobs.job[job], 0);
     }
 
     // Queries go to `rows`, those of the first part to their tensor too, and the key and the value to the cache: by the
     // part that sees their slot, or the first where none does.
     __device__ __forceinline__ void finish(const CachedAttentionArgs& args, const HeadJobs& jobs, const Span& span, u64 part, u32 queries, float* rows) {
+        if (job >= 3) return;
         const i64 key = i64(slot), of_part = (key >> span.shift) - span.first_part;
         const bool seen = span.parts && key >= span.begin && key < span.end, appends = part == (seen ? u64(of_part) : 0);
-        if (job >= 3 || !(job == 0 ? part < max(span.parts, 1u) : appends && slot < args.capacity)) return;
+        if (!(job == 0 ? part < max(span.parts, 1u) : appends && slot < args.capacity)) return;
         const u32 warp = threadIdx.x >> 5;
         const HeadNormRopeArgs& own = jobs.job[job];
         const float r = own.normalize ? head_root(own, pairs.squares()) : 1.0f;
@@ -197,8 +226,35 @@ template <class C, int G> struct NewHeads {
     }
 };
 
-// G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight. With `jobs` the query, the new key and the
-// new value are what head_norm_rope.cu makes of them, in order.
+// Queries, keys and values that are made ready here.
+template <class C, int G>
+__device__ __forceinline__ Span new_heads(const CachedAttentionArgs& args, const HeadJobs& jobs, u64 kv_head, u64 first_query, u32 heads, float* rows) {
+    release();
+    NewHeads<C, G> fresh(jobs, kv_head, first_query, heads);
+    fresh.ask(args, blockIdx.x);
+    wait_warp();
+    const i64 length = *(const u32*)args.kv_len;
+    fresh.load(jobs);
+    const Span span(args, length, 0);
+    fresh.finish(args, jobs, span, blockIdx.x, heads, rows);
+    return span;
+}
+
+// Queries as they are.
+template <int G> __device__ __forceinline__ Span queries(const CachedAttentionArgs& args, u64 token, u64 first_query, u32 heads, float* rows) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, own = warp % G;
+    begin();
+    const Span span(args, *(const u32*)args.kv_len, token);
+    const u64 row = args.q + token * args.q_stride_t + (first_query + min(own, heads - 1)) * args.q_stride_h;
+    #pragma unroll 1
+    for (u32 i = 2 * (warp / G * 32 + lane); i < args.dim; i += 2 * 32 * WARPS / G) {
+        const float2 q = load2_as(args.element, (const void*)row, i);
+        *(float2*)&rows[own * args.dim + i] = make_float2(q.x * (args.scale * LOG2E), q.y * (args.scale * LOG2E));
+    }
+    return span;
+}
+
+// G query heads; CH chunks of 8 values for each lane; U keys of a lane in flight; ROPED: `jobs` are done first.
 template <class C, int G, int CH, int U, bool WIDE, bool ROPED>
 __device__ __forceinline__ void cached_attention(const CachedAttentionArgs& args, const HeadJobs* jobs) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -206,23 +262,13 @@ __device__ __forceinline__ void cached_attention(const CachedAttentionArgs& args
     const u64 token = blockIdx.z / groups, first_head = blockIdx.z % groups * G;
     const u64 kv_head = blockIdx.y, part = blockIdx.x;
     const u32 heads = min(u32(G), u32(args.group - first_head));
-    begin();
     // Queries in shared memory; later the sums of all key slots.
     extern __shared__ __align__(16) float rows[];
-    NewHeads<C, G> fresh;
-    if constexpr (ROPED) fresh.load(args, *jobs, kv_head, kv_head * args.group + first_head, heads);
-    const Span span(args, token);
-    if constexpr (ROPED) {
-        fresh.finish(args, *jobs, span, part, heads, rows);
-    } else {
-        const u32 own = warp % G;
-        const u64 q_row = args.q + token * args.q_stride_t + (kv_head * args.group + first_head + min(own, heads - 1)) * args.q_stride_h;
-        #pragma unroll 1
-        for (u32 i = 2 * (warp / G * 32 + lane); i < args.dim; i += 2 * 32 * WARPS / G) {
-            const float2 q = load2_as(args.element, (const void*)q_row, i);
-            *(float2*)&rows[own * args.dim + i] = make_float2(q.x * (args.scale * LOG2E), q.y * (args.scale * LOG2E));
-        }
-    }
+    const Span span = [&] {
+        const u64 first_query = kv_head * args.group + first_head;
+        if constexpr (ROPED) return new_heads<C, G>(args, *jobs, kv_head, first_query, heads, rows);
+        else return queries<G>(args, token, first_query, heads, rows);
+    }();
     if (!span.valid && part == 0) {
         // No keys can be right.
         for (u32 i = 4 * threadIdx.x; i < heads * args.dim; i += 4 * blockDim.x)

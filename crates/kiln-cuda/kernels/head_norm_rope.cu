@@ -31,17 +31,16 @@ template <class T> __device__ __forceinline__ void head_norm_rope(const HeadNorm
     const u64 token = blockIdx.x, slot = args.cache ? u64(*(const u32*)args.cache_start) + token : 0;
     for (u64 head = group * warps + warp; head < args.heads; head += args.groups * warps) {
         const u64 cache = args.cache && slot < args.capacity ? args.cache + head * args.cache_stride_h + slot * args.cache_stride_s : 0;
+        HeadPairs<T, true> pairs(args, token, head);
         float r = 1.0f;
         #pragma unroll 1
         for (u32 first = 0; 2 * first < args.dim; first += 32 * PAIRS) {
-            HeadPairs<T, true> pairs;
-            pairs.load(args, token, head, first);
+            pairs.load(args, first);
             if (args.normalize && first == 0) {
                 float sum = pairs.squares();
                 if (args.dim > 64 * PAIRS) {
-                    const T* row = (const T*)(args.input + token * args.input_stride_t + head * args.input_stride_h);
                     sum = 0.0f;
-                    for (u32 i = lane; i < args.dim; i += 32) sum += to_float(row[i]) * to_float(row[i]);
+                    for (u32 i = lane; i < args.dim; i += 32) sum += to_float(pairs.row[i]) * to_float(pairs.row[i]);
                 }
                 r = head_root(args, sum);
             }

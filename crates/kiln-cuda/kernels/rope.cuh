@@ -13,6 +13,15 @@ template <class T> struct __align__(2 * sizeof(T)) Two { T a, b; };
 // WIDE: neighbours have one access where `args.wide` says that they may.
 template <class T, bool WIDE> struct HeadPairs {
     float2 x[PAIRS], weight[PAIRS], turn[PAIRS];
+    const T* row;
+    const float *cosines, *sines;
+
+    __device__ __forceinline__ HeadPairs(const HeadNormRopeArgs& args, u64 token, u64 head) {
+        const u64 angles = args.table_rows == 1 ? 0 : token;
+        row = (const T*)(args.input + token * args.input_stride_t + head * args.input_stride_h);
+        cosines = (const float*)(args.cosines + angles * args.cosines_stride);
+        sines = (const float*)(args.sines + angles * args.sines_stride);
+    }
 
     // Where both values of a pair lie in a head; the second of the last pair may be behind its end.
     __device__ __forceinline__ static uint2 places(const HeadNormRopeArgs& args, u32 pair) {
@@ -21,11 +30,7 @@ template <class T, bool WIDE> struct HeadPairs {
     __device__ __forceinline__ static u32 pair(u32 first, int e) { return first + 32 * e + (threadIdx.x & 31); }
 
     // Asks for pairs from `first` on.
-    __device__ __forceinline__ void load(const HeadNormRopeArgs& args, u64 token, u64 head, u32 first) {
-        const T* row = (const T*)(args.input + token * args.input_stride_t + head * args.input_stride_h);
-        const u64 angles = args.table_rows == 1 ? 0 : token;
-        const float* cosines = (const float*)(args.cosines + angles * args.cosines_stride);
-        const float* sines = (const float*)(args.sines + angles * args.sines_stride);
+    __device__ __forceinline__ void load(const HeadNormRopeArgs& args, u32 first) {
         #pragma unroll
         for (int e = 0; e < PAIRS; ++e) {
             const u32 p = pair(first, e);
