@@ -162,13 +162,11 @@ pub(crate) struct Lowered {
 const JOINED_WITHIN: usize = 4;
 
 /// What a kernel has itself of what a step that joins it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Has {
     /// Nothing: both work side by side.
     Nothing,
-    /// What its own step makes.
-    This,
-    /// What the steps that have joined it make, too.
+    /// What its own step and the steps that have joined it make.
     Joined,
 }
 
@@ -271,10 +269,8 @@ impl<'a> Lowering<'a> {
                 break;
             }
             let free = depends_on.iter().all(|before| {
-                let joined = || self.joined.get(before) == Some(&self.step);
-                *before < self.step
-                    || has >= Has::This && *before == self.step
-                    || has == Has::Joined && joined()
+                let own = || *before == self.step || self.joined.get(before) == Some(&self.step);
+                *before < self.step || has == Has::Joined && own()
             });
             if !free || self.joined.contains_key(&step) {
                 continue;
