@@ -295,6 +295,8 @@ template <class W, bool GATED> struct StreamMatVec {
             y += __shfl_xor_sync(~0u, y, 2);
             if ((lane & 2) == 0) own[(((now.unit - round) * MATRICES + now.matrix) * parts + now.part) * UNIT] = y;
             advance(now);
+            // All lanes have read the stage.
+            __syncwarp();
             ask();
         }
     }
