@@ -1,7 +1,7 @@
 //! What the machine can do: memory bandwidth and products on tiles, measured.
 
 use crate::isa::{Isa, LANES, MatrixUnit, TILE_DEPTH, Tiles, prefetch, with_simd, with_unit};
-use crate::matmul::bf16_tiles::{PAIR, PANEL_BYTES, PART_DEPTH};
+use crate::matmul::bf16_tiles::PAIR;
 use crate::threads::Pool;
 use crate::{Config, choose, fail};
 use kiln_core::Result;
@@ -24,6 +24,9 @@ const READ_BYTES: usize = 128 << 20;
 
 /// Fours of values of a tile.
 const FOURS: usize = 64;
+
+/// Tiles of the depth, where a unit multiplies them.
+const TILES: usize = 8;
 
 /// Measures the limits of this machine with the threads and the instruction set of a
 /// configuration: the best of several rounds, in about a second.
@@ -93,7 +96,7 @@ fn operations(isa: Isa) -> usize {
         FOURS * 4 * LANES * S::STRIPS * S::COLUMNS
     }
     let of_round = match isa.unit {
-        Some(_) => PART_DEPTH * PAIR * PAIR,
+        Some(_) => TILES * TILE_DEPTH * PAIR * PAIR,
         None => with_simd!(isa, s => of_tile(s)),
     };
     2 * ROUNDS * of_round
@@ -108,7 +111,7 @@ struct Line([u16; TILE_DEPTH]);
 fn multiply_in_unit<U: MatrixUnit>(unit: U) -> u64 {
     let value = |i: usize| half::bf16::from_f32((i * 37 % 101) as f32 - 50.0).to_bits();
     let line = |i: usize| Line(std::array::from_fn(|value_of| value(i * TILE_DEPTH + value_of)));
-    let of_panel = PANEL_BYTES / size_of::<Line>();
+    let of_panel = TILES * PAIR;
     let tiles: Vec<Line> = (0..2 * of_panel).map(line).collect();
     let (columns, rows) = tiles.split_at(of_panel);
     let mut sums = vec![line(0); PAIR * PAIR * size_of::<f32>() / size_of::<Line>()];
@@ -117,9 +120,11 @@ fn multiply_in_unit<U: MatrixUnit>(unit: U) -> u64 {
         || {
             for _ in 0..ROUNDS {
                 let (columns, rows) = (black_box(columns.as_ptr()), black_box(rows.as_ptr()));
-                let (len, sums) = (PART_DEPTH / TILE_DEPTH, sums.as_mut_ptr());
+                let sums = sums.as_mut_ptr();
                 // SAFETY: tiles are ready, and both parts and the sums have so many lines.
-                unsafe { unit.multiply::<2>(columns.cast(), rows.cast(), len, sums.cast(), true) };
+                unsafe {
+                    unit.multiply::<2>(columns.cast(), rows.cast(), TILES, sums.cast(), true)
+                };
             }
         },
     );

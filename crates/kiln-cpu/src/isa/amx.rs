@@ -93,7 +93,7 @@ fn enabled<R>(work: impl FnOnce() -> R) -> R {
 /// Bytes of the sums of a column.
 const SUMS: usize = 2 * LANES * size_of::<f32>();
 
-/// Instructions that ask for eight lines at places behind the sum of two registers.
+/// Instructions that ask for lines at places behind the sum of two registers.
 macro_rules! ask {
     ($base:literal, $index:literal, $($place:literal),*) => {
         concat!($("prefetcht0 [{", $base, "} + {", $index, "}*1 + ", $place, "]\n"),*)
@@ -144,6 +144,7 @@ impl MatrixUnit for Amx {
         first: bool,
     ) {
         if const { COLUMNS == 2 } {
+            // Columns are loaded once for a panel, with the hint not to keep them in the nearest cache.
             // SAFETY: by the contract.
             unsafe {
                 asm!(
@@ -160,18 +161,18 @@ impl MatrixUnit for Amx {
                     "tileloadd tmm2, [{next} + {step}*1]",
                     "tileloadd tmm3, [{next} + {step}*1 + 64]",
                     "3:",
-                    "tileloadd tmm4, [{columns} + {line}*1]",
+                    "tileloaddt1 tmm4, [{columns} + {line}*1]",
                     "tileloadd tmm6, [{rows} + {line}*1]",
                     "tileloadd tmm7, [{rows} + {line}*1 + 1024]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{columns} + {line}*1 + 1024]",
+                    "tileloaddt1 tmm5, [{columns} + {line}*1 + 1024]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     "tdpbf16ps tmm2, tmm5, tmm6",
-                    ask!("sums_ahead", "line", 0, 64, 128, 192, 256, 320, 384, 448),
+                    ask!("sums_ahead", "line", 0, 64, 128, 192),
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "add {columns}, 2048",
                     "add {rows}, 2048",
-                    "add {sums_ahead}, 512",
+                    "add {sums_ahead}, 256",
                     "dec {len}",
                     "jnz 3b",
                     "tilestored [{sums} + {step}*1], tmm0",

@@ -19,21 +19,28 @@ pub(crate) const PAIR: usize = 2 * TILE;
 /// Bytes of a value in a tile.
 pub(crate) const VALUE_BYTES: usize = TILE_BYTES / TILE_DEPTH;
 
-/// Values of a part of the depth, a multiple of every block: a panel of them and a block of columns stay in
-/// the nearest cache together.
-pub(crate) const PART_DEPTH: usize = 256;
+/// Most values of a part of the depth: a panel of them stays in the nearest cache.
+pub(crate) const PART_DEPTH: usize = 512;
 
 /// Bytes of a panel.
 pub(crate) const PANEL_BYTES: usize = PAIR * PART_DEPTH * 2;
 
+/// Values of a part of a depth, but for the last: parts of about the same length, in whole blocks of every
+/// type that has such rows.
+pub(crate) fn part_depth(depth: usize) -> usize {
+    const LONG_BLOCK: usize = 256;
+    let step = if depth.is_multiple_of(LONG_BLOCK) { LONG_BLOCK } else { TILE_DEPTH };
+    depth.div_ceil(depth.div_ceil(PART_DEPTH)).next_multiple_of(step)
+}
+
 /// Where the values of a block of columns begin, from a part of the depth on.
 pub(crate) fn block_at(layout: &Layout, block: usize, start: usize) -> usize {
-    let depth = PART_DEPTH.min(layout.depth - start);
+    let depth = part_depth(layout.depth).min(layout.depth - start);
     2 * (start * layout.columns + block * PAIR * depth)
 }
 
 /// Where values of 16 rows begin in a panel, or of a strip of them.
-fn in_panel(value: usize) -> usize {
+pub(crate) fn in_panel(value: usize) -> usize {
     value / TILE_DEPTH * 2 * TILE_BYTES + value % TILE_DEPTH * VALUE_BYTES
 }
 
@@ -59,9 +66,10 @@ pub(crate) unsafe fn pack<U: MatrixUnit>(
     let first = index * TILE;
     let block = first / PAIR;
     let width = PAIR.min(layout.columns - block * PAIR);
+    let part_depth = part_depth(layout.depth);
     // Part by part, so that what is written is a short range of memory.
-    for start in (0..layout.depth).step_by(PART_DEPTH) {
-        let x = &mut x[..PART_DEPTH.min(layout.depth - start)];
+    for start in (0..layout.depth).step_by(part_depth) {
+        let x = &mut x[..part_depth.min(layout.depth - start)];
         let part = packed.wrapping_add(block_at(&layout, block, start));
         for column in first..first + TILE {
             load(column, start, x);

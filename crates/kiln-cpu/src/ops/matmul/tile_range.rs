@@ -2,7 +2,7 @@
 
 use super::{Product, RowRange};
 use crate::isa::{LANES, MatrixUnit, Simd, TILE, TILE_BYTES, TILE_DEPTH, prefetch_far};
-use crate::matmul::bf16_tiles::{PAIR, PANEL_BYTES, PART_DEPTH, block_at, unpacker};
+use crate::matmul::bf16_tiles::{PAIR, PANEL_BYTES, block_at, in_panel, part_depth, unpacker};
 use crate::matmul::mat_mat::Ahead;
 use crate::threads::Scratch;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::ops::Range;
 const MAX_COLUMNS: usize = 512;
 
 /// Most bytes of sums: they stay in the second cache, beside a part of the columns.
-const SUMS_BYTES: usize = 512 * 1024;
+const SUMS_BYTES: usize = 256 * 1024;
 
 /// Most panels of a task of so many columns: all pass over one part of the columns, which may come from
 /// far, one after the other.
@@ -26,19 +26,32 @@ struct Panel<'a> {
     values: Range<usize>,
 }
 
+/// Values of a piece of a panel, or a block where that is longer.
+const PIECE: usize = 64;
+
 impl Panel<'_> {
-    /// Unpacks it to a buffer.
+    /// Unpacks it to a buffer by pieces of 16 rows, and asks for the packed weights of the next panel
+    /// before each: between products, hints would hold the few places where loads wait for a cache.
     ///
     /// # Safety
     /// The buffer has [`PANEL_BYTES`] writable bytes; the values are those of one part, in whole blocks.
-    unsafe fn unpack<U: MatrixUnit>(&self, unit: U, buffer: *mut u8) {
+    unsafe fn unpack<U: MatrixUnit>(&self, unit: U, buffer: *mut u8, next: &Panel<'_>) {
         let weights = &self.product.weights;
-        for strip in 0..PAIR / TILE {
-            let out = buffer.wrapping_add(strip * TILE_BYTES);
-            let unpack = unpacker(unit, weights.dtype);
-            // SAFETY: the function is that of the type and of a unit that is there; the rest by the
-            // contract.
-            unsafe { unpack(weights, self.row + strip * TILE, self.values.clone(), out) };
+        let piece = PIECE.max(weights.dtype.block_len());
+        let pieces = PAIR / TILE * self.values.len().div_ceil(piece);
+        let rows = next.row..next.row + PAIR;
+        let mut ahead = Ahead::new(&next.product.weights, rows, next.values.clone(), pieces);
+        let unpack = unpacker(unit, weights.dtype);
+        for start in self.values.clone().step_by(piece) {
+            let values = start..self.values.end.min(start + piece);
+            let out = buffer.wrapping_add(in_panel(start - self.values.start));
+            for strip in 0..PAIR / TILE {
+                ahead.ask(prefetch_far);
+                let out = out.wrapping_add(strip * TILE_BYTES);
+                // SAFETY: the function is that of the type and of a unit that is there; the rest by
+                // the contract.
+                unsafe { unpack(weights, self.row + strip * TILE, values.clone(), out) };
+            }
         }
     }
 
@@ -74,12 +87,13 @@ impl RowRange<'_> {
         // Panels of a part of the depth: those of the first product, then those of the next.
         let of_product = self.rows.len().div_ceil(PAIR);
         let of_part = of_product * (1 + self.then.len());
-        let panels = layout.depth.div_ceil(PART_DEPTH) * of_part;
+        let part_depth = part_depth(layout.depth);
+        let panels = layout.depth.div_ceil(part_depth) * of_part;
         let panel = |index: usize| {
             let (product, first) = (index % of_part / of_product, index % of_product * PAIR);
             let product = if product == 0 { self.product } else { &self.then[product - 1] };
-            let start = index / of_part * PART_DEPTH;
-            let values = start..layout.depth.min(start + PART_DEPTH);
+            let start = index / of_part * part_depth;
+            let values = start..layout.depth.min(start + part_depth);
             Panel { product, row: self.rows.start + first, values }
         };
         let at_once = layout.columns.min(MAX_COLUMNS);
@@ -88,19 +102,18 @@ impl RowRange<'_> {
         let (buffer, sums) = (buffer.as_mut_ptr(), sums.as_mut_ptr().cast::<f32>());
         for first in (0..layout.columns).step_by(at_once) {
             let columns = first..layout.columns.min(first + at_once);
-            let blocks = columns.len().div_ceil(PAIR);
             unit.with_tiles(
                 #[inline(always)]
                 || {
                     for index in 0..panels {
-                        let (of, next) = (panel(index), panel((index + 1) % panels));
+                        let (of, mut next) = (panel(index), panel((index + 1) % panels));
+                        if index + 1 == panels && columns.end == layout.columns {
+                            // That of the task which probably follows.
+                            next.row = self.rows.end;
+                        }
                         // SAFETY: the buffer is that of a panel; parts and the depth are whole blocks.
-                        unsafe { of.unpack(unit, buffer) };
-                        let rows = next.row..next.row + PAIR;
-                        let mut ahead =
-                            Ahead::new(&next.product.weights, rows, next.values, blocks);
+                        unsafe { of.unpack(unit, buffer, &next) };
                         for block in columns.clone().step_by(PAIR) {
-                            ahead.ask(prefetch_far);
                             let at = block_at(&layout, block / PAIR, of.values.start);
                             let of_block = index % of_part * stride + (block - first) * PAIR;
                             let columns = (self.packed.wrapping_add(at), columns.end - block);
