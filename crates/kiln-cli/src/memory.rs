@@ -53,7 +53,7 @@ fn check_against(
     }
     let advice = match largest(options.context, fits) {
         0 => "free some memory or use a smaller model".to_owned(),
-        context => format!("give --ctx {context} or less, or free some memory"),
+        context => format!("give --ctx {context} or less, or fewer tokens, or free some memory"),
     };
     Err(CliError::new(format_args!(
         "a context of {} tokens needs {} (weights {}, key-value cache {}, scratch {}), \

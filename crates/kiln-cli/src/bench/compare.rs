@@ -40,10 +40,13 @@ impl Peer {
             .source
             .threads()
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let (prompt, decode) = (args.prompt.to_string(), args.decode.to_string());
-        let threads = threads.to_string();
+        let [prompt, decode, depth, threads] =
+            [args.prompt, args.decode, args.depth, threads].map(|number| number.to_string());
         let added = ["-m", model, "-p", &prompt, "-n", &decode, "-t", &threads];
         arguments.extend(added.map(str::to_owned));
+        if args.depth > 0 {
+            arguments.extend(["-d", &depth].map(str::to_owned));
+        }
         arguments.extend(["-r", "1", "-o", "json"].map(str::to_owned));
         Ok(Self { program, arguments })
     }

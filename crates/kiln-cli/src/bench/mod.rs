@@ -24,18 +24,19 @@ const EXAMPLES: &str = "\
 Examples:
   kiln bench -m model.gguf -p 512 -n 64 -t 2
   kiln bench --shape llama-8b --quant q4_0 -p 128 -n 16 -r 3
+  kiln bench -m model.gguf -p 0 -n 64 -d 4096
   kiln bench -m model.gguf -t 2 --compare 'llama-bench -fa 1'
   kiln bench --shape llama-1b --quant q4_k --save 1b.gguf
   kiln bench -m model.gguf --format json > speeds.json
   kiln bench ops --op matmul
 
 Prints tokens per second of the prompt (prefill) and of generation (decode): the median over the
-repeats, the lowest and the highest. Both begin with an empty context; a first run of each is not
-counted. The limits of the device come first: what it reads or copies from its memory, and what it
+repeats, the lowest and the highest. Both begin with an empty context, or behind -d tokens, which are
+run once and not measured; a first run of each is not counted. The limits of the device come first: what it reads or copies from its memory, and what it
 multiplies; the last column is the share of its memory's bandwidth.
 
 --compare runs another program's llama-bench in turn with each repeat, on the same file with the same
--p, -n and -t, and prints the ratio of the medians with its spread.";
+-p, -n, -d and -t, and prints the ratio of the medians with its spread.";
 
 /// Measure how fast a model runs
 #[derive(clap::Args)]
@@ -51,10 +52,13 @@ pub(crate) struct Args {
     /// Tokens to generate; 0 leaves decode out
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     decode: usize,
+    /// Tokens of context before both
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    depth: usize,
     /// Runs that are counted
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = args::at_least_one())]
     repeats: usize,
-    /// A llama-bench to run in turn with ours; -m, -p, -n, -t, -r and -o are added to it
+    /// A llama-bench to run in turn with ours; -m, -p, -n, -d, -t, -r and -o are added to it
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["shape", "save"])]
     compare: Option<String>,
     /// Write the random model of --shape to a GGUF file, and measure nothing
@@ -79,6 +83,8 @@ struct Report {
     description: String,
     precision: String,
     kv_type: &'static str,
+    /// Tokens of context before each run.
+    depth: usize,
     repeats: usize,
     /// What the device does at best, where that is measured.
     limits: Option<Limits>,
@@ -153,14 +159,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     let peer = peer.transpose()?;
     // Before the weights take the memory.
     let limits = Limits::measure(&args.source.device.open()?, &args.source.device)?;
-    let (mut session, model) = args.source.session(args.prompt.max(args.decode))?;
-    let tokens = prompt_tokens(args.prompt.max(1), session.model().config().vocab);
+    let longest = args.prompt.max(args.decode);
+    let (mut session, model) = args.source.session(args.depth.saturating_add(longest))?;
+    let vocab = session.model().config().vocab;
+    let tokens = prompt_tokens(args.prompt.max(1), vocab);
+    if args.depth > 0 {
+        session.prefill(&prompt_tokens(args.depth, vocab))?;
+    }
     let mut runs = [Vec::new(), Vec::new()];
     let mut peer_runs = [Vec::new(), Vec::new()];
     // The first run of each is not counted.
     for repeat in 0..=args.repeats {
-        let prefill = rate(args.prompt, || prefill(&mut session, &tokens))?;
-        let decode = rate(args.decode, || decode(&mut session, tokens[0], args.decode))?;
+        let prefill = rate(args.prompt, || {
+            session.rewind(args.depth)?;
+            session.prefill(&tokens).map(drop)
+        })?;
+        let decode = rate(args.decode, || decode(&mut session, args.depth, args.decode))?;
         let peer = peer.as_ref().map(compare::Peer::run).transpose()?.unwrap_or_default();
         if repeat > 0 {
             runs.iter_mut().zip([prefill, decode]).for_each(|(all, rate)| all.extend(rate));
@@ -182,6 +196,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
         description: device.description(),
         precision: format!("{:?}", args.source.arithmetic.precision()).to_lowercase(),
         kv_type: args.source.arithmetic.kv_type.name(),
+        depth: args.depth,
         repeats: args.repeats,
         limits,
         prefill,
@@ -198,15 +213,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn prefill(session: &mut Session, tokens: &[u32]) -> Result<(), ModelError> {
-    session.reset();
-    session.prefill(tokens).map(drop)
-}
-
-/// Runs one token after the other, `count` in all.
-fn decode(session: &mut Session, first: u32, count: usize) -> Result<(), ModelError> {
-    session.reset();
-    session.prefill(&[first])?;
+/// Runs one token after the other behind `depth` tokens, `count` in all.
+fn decode(session: &mut Session, depth: usize, count: usize) -> Result<(), ModelError> {
+    session.rewind(depth)?;
+    session.prefill(&[0])?;
     (1..count).try_for_each(|_| session.step().map(drop))
 }
 
@@ -240,7 +250,11 @@ impl Report {
             table.row([name, &tokens.to_string(), &median, &min, &max, &bandwidth, &share]);
         }
         table.write(out)?;
-        writeln!(out, "  median of {}", output::plural(self.repeats, "run"))?;
+        let runs = output::plural(self.repeats, "run");
+        match self.depth {
+            0 => writeln!(out, "  median of {runs}")?,
+            depth => writeln!(out, "  median of {runs} behind {}", output::plural(depth, "token"))?,
+        }
         self.peer.as_ref().map_or(Ok(()), |peer| peer.write(out))
     }
 }

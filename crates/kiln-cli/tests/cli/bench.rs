@@ -33,6 +33,19 @@ fn speeds_of_a_model_are_a_table_otherwise() {
 }
 
 #[test]
+fn speeds_behind_a_context_are_measured() {
+    let model = fixture("llama.gguf");
+    let options = ["-p", "4", "-n", "2", "-d", "9", "-r", "2", "-t", "1"];
+    let all = [&["bench", "-m", &model], &options[..]].concat();
+    let text = kiln(&all).ok();
+    assert!(text.contains("median of 2 runs behind 9 tokens"), "{text}");
+    let report = json(&kiln(&[&all[..], &["--format", "json"]].concat()).ok());
+    assert_eq!(report["depth"], 9);
+    assert_eq!(report["prefill"]["runs"].as_array().unwrap().len(), 2);
+    kiln(&["bench", "-m", &model, "-d", "18446744073709551615"]).error_with(&["context"]);
+}
+
+#[test]
 fn a_peer_is_run_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let peer = dir.path().join("peer");
@@ -40,12 +53,12 @@ fn a_peer_is_run_in_turn() {
     std::fs::write(&peer, format!("echo '{tests}'; echo \"$@\" >> '{}.log'\n", peer.display()))
         .unwrap();
     let (model, command) = (fixture("llama.gguf"), format!("sh {} -fa 1", peer.display()));
-    let options = ["-p", "16", "-n", "2", "-r", "2", "-t", "1", "--compare", &command];
+    let options = ["-p", "16", "-n", "2", "-d", "3", "-r", "2", "-t", "1", "--compare", &command];
     let all = [&["bench", "-m", &model], &options[..]].concat();
     let text = kiln(&all).ok();
     assert!(text.contains("in turn with") && text.contains("ratio"), "{text}");
     let log = std::fs::read_to_string(dir.path().join("peer.log")).unwrap();
-    let expected = format!("-fa 1 -m {model} -p 16 -n 2 -t 1 -r 1 -o json");
+    let expected = format!("-fa 1 -m {model} -p 16 -n 2 -t 1 -d 3 -r 1 -o json");
     assert_eq!(log.lines().collect::<Vec<_>>(), vec![expected; 3]);
     let report = json(&kiln(&[&all[..], &["--format", "json"]].concat()).ok());
     let ratio = report["prefill"]["median"].as_f64().unwrap() / 4.0;
