@@ -262,7 +262,10 @@ fn writes_beside_an_output() {
 fn a_written_input() {
     // Weights are imported: writing them is an error, which is caught as well.
     // Where the last step reads what another wrote, the input is an output.
-    let chained = |case: &Case| case.op() == "plan" || case.route() == "replay";
+    let chained = |case: &Case| {
+        let step = case.route().contains("append and attend");
+        case.op() == "plan" || case.route() == "replay" || step
+    };
     let apart = |case: &Case| !case.label().contains("in place") && !chained(case);
     caught(Fault::Input, 13, |case| apart(case));
 }
@@ -306,9 +309,11 @@ fn a_small_factor() {
     });
     // Lengths that give NaN, whatever the factor.
     let invalid = ["length 3 of", "length 0 of", "length 65 of 64", "length 4294967295"];
+    let of_130 = ["length 0", "length 131", "length 3000000000"];
     caught(Fault::Factor(1.1), 5, |case| {
         ["flash_attention", "cached_attention"].contains(&case.op())
             && !invalid.iter().any(|length| case.label().contains(length))
+            && !of_130.iter().any(|length| case.label().ends_with(length))
     });
 }
 

@@ -74,6 +74,12 @@ pub trait Backend: Send + Sync {
     /// [`Unsupported`](crate::Unsupported), which names the whole problem.
     fn supports(&self, op: &Op<Tensor>) -> Result<(), crate::Unsupported>;
 
+    /// How many steps behind a step the device may run in one kernel with it. Small temporaries keep their place
+    /// so long, so that none of these steps writes where another one still reads.
+    fn joins(&self) -> usize {
+        0
+    }
+
     /// Makes a plan executable: kernels chosen and compiled, addresses resolved.
     ///
     /// # Errors

@@ -117,7 +117,8 @@ impl Recording {
     /// As [`Recording::finish`].
     pub fn finish_with(self, options: PlanOptions) -> Result<Executable> {
         let backend = self.device.backend();
-        let plan = Plan::new(self.ops, options, &|op| backend.supports(op).is_ok());
+        let supported = |op: &Op<Tensor>| backend.supports(op).is_ok();
+        let plan = Plan::new(self.ops, options, backend.joins(), &supported);
         let plan = Arc::new(plan);
         let compiled = backend.compile(Arc::clone(&plan))?;
         Ok(Executable { device: self.device, plan, compiled })

@@ -1,5 +1,6 @@
 // Attention of few queries against a key-value cache, in f32: a block for each key-value head, token
-// and part of the keys; the last block to end merges the parts, in their order.
+// and part of the keys; the last block to end merges the parts, in their order. The forms `rope_` first make the
+// heads of a single new token ready (`NewHeads`).
 //
 // Parts begin at multiples of their size, which depends on how many keys a query sees, and a key always goes to
 // the same lanes: the bits of a row depend on its own position alone.
@@ -167,6 +168,7 @@ __device__ __forceinline__ void wait_warp() {
 // The heads of a new token, which a block makes ready before it attends: a warp has a query, and one each the
 // key and the value of its key-value head. What needs no input comes before the wait.
 template <class C, int G> struct NewHeads {
+    static_assert(G + 3 <= WARPS, "a warp for each query, the key and the value, and one that is idle");
     // 0 to 2 as in `HeadJobs`: query, key, value; 3 is idle.
     u32 job;
     u64 head, slot;

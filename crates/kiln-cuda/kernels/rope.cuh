@@ -1,11 +1,8 @@
 // Per-head RMS normalisation and rotation, a warp for a head. A lane has whole pairs, so that what turns
 // together meets in its registers, and all that a head needs is asked for before any of it is used.
 
-// Up to three operations on heads that one launch has.
-struct HeadJobs { HeadNormRopeArgs job[3]; };
-
-// Pairs of a lane in registers, of which a warp has 256 values.
-#define PAIRS 4
+// The operations on heads that one launch has. A lane has PAIRS pairs in registers.
+struct HeadJobs { HeadNormRopeArgs job[JOBS]; };
 
 // Neighbours that one access has.
 template <class T> struct __align__(2 * sizeof(T)) Two { T a, b; };

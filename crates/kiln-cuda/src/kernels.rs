@@ -296,7 +296,10 @@ impl Unit {
                 format!("#define HEAD_DIM {dim}\n")
             }
             Unit::Sampling => ops::sampling::define(),
-            Unit::CachedAttention => ops::attention::define_parts(),
+            Unit::HeadNormRope => ops::head_norm_rope::define(),
+            Unit::CachedAttention => {
+                ops::attention::define_parts() + &ops::head_norm_rope::define()
+            }
             _ => String::new(),
         }
     }

@@ -171,6 +171,10 @@ impl Backend for Cuda {
         supports::check(op)
     }
 
+    fn joins(&self) -> usize {
+        lower::JOINED_WITHIN
+    }
+
     fn compile(&self, plan: Arc<Plan>) -> Result<Box<dyn Execute>> {
         let arena = Memory::new(&self.context, plan.arena_bytes())?;
         let mut steps = Vec::with_capacity(plan.steps().len());

@@ -159,7 +159,7 @@ pub(crate) struct Lowered {
 }
 
 /// How many steps behind a step are looked at for others that its kernel can do too.
-const JOINED_WITHIN: usize = 4;
+pub(crate) const JOINED_WITHIN: usize = 4;
 
 /// What a kernel has itself of what a step that joins it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

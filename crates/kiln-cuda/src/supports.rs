@@ -12,9 +12,10 @@ pub(crate) fn buffer(tensor: &Tensor) -> Option<&CudaBuffer> {
 pub(crate) fn check(op: &Op<Tensor>) -> Result<(), Unsupported> {
     let fail = |problem: String| Err(Unsupported { op: op.name(), problem, backend: "cuda" });
     for (role, tensor) in op.operands() {
-        let limit = u32::MAX as usize;
-        if tensor.shape().last() >= limit {
-            return fail(format!("`{}` has rows of 2^32 values or more", role.tensor));
+        // Kernels count the values of a row in 32 bits, those of a head by pairs.
+        let bits = if matches!(op, Op::HeadNormRope(_)) { 31 } else { 32 };
+        if tensor.shape().last() as u64 >= (1 << bits) - 1 {
+            return fail(format!("`{}` has rows of 2^{bits} values or more", role.tensor));
         }
         let Some(planes) = buffer(&tensor).and_then(CudaBuffer::planes) else { continue };
         if !whole_rows(&tensor, planes.row_values, matches!(op, Op::Embed(_))) {

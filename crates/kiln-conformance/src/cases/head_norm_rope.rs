@@ -10,7 +10,7 @@ use kiln_core::ops::*;
 const OP: &str = "head_norm_rope";
 
 /// Tokens, heads, head dimension, rotated pairs.
-const SHAPES: [[usize; 4]; 14] = [
+const SHAPES: [[usize; 4]; 18] = [
     [1, 1, 2, 1],
     [1, 2, 8, 4],
     [5, 3, 8, 1],
@@ -25,6 +25,10 @@ const SHAPES: [[usize; 4]; 14] = [
     [2, 3, 256, 128],
     [33, 1, 256, 32],
     [2, 2, 512, 64],
+    [2, 3, 7, 3],
+    [2, 2, 264, 132],
+    [3, 1, 521, 60],
+    [1, 1, 12800, 64],
 ];
 
 const PAIRINGS: [RopePairing; 3] =

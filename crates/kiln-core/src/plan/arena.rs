@@ -8,11 +8,8 @@ use std::collections::HashMap;
 /// Temporaries start at multiples of this, enough for any vector or cache line.
 const ALIGNMENT: usize = 256;
 
-/// Temporaries of at most so many bytes keep their place for [`APART`] steps more, so that a device can run
-/// neighbouring steps as one kernel: no step writes where one shortly before it still reads.
+/// Most bytes of a small temporary ([`Backend::joins`](crate::backend::Backend::joins)).
 const SMALL: usize = 64 << 10;
-/// See [`SMALL`].
-const APART: usize = 4;
 
 struct Lifetime {
     id: Id,
@@ -22,9 +19,13 @@ struct Lifetime {
 }
 
 /// Offsets by storage, and the size of the arena. The largest come first; each takes the lowest
-/// gap among those alive at the same time. Sums saturate: no device can allocate such an arena.
-pub(super) fn place(ops: &[Op<Tensor>]) -> (HashMap<Id, usize>, usize) {
+/// gap among those alive at the same time, small ones for `joins` steps more. Sums saturate: no device
+/// can allocate such an arena.
+pub(super) fn place(ops: &[Op<Tensor>], joins: usize) -> (HashMap<Id, usize>, usize) {
     let mut lifetimes = lifetimes(ops);
+    for life in lifetimes.iter_mut().filter(|life| life.bytes <= SMALL) {
+        life.last += joins;
+    }
     lifetimes.sort_by_key(|life| (std::cmp::Reverse(life.bytes), life.first));
     let mut placed: Vec<(usize, &Lifetime)> = Vec::new();
     let mut size = 0;
@@ -64,9 +65,6 @@ fn lifetimes(ops: &[Op<Tensor>]) -> Vec<Lifetime> {
             });
             lifetimes[at].last = step;
         }
-    }
-    for life in lifetimes.iter_mut().filter(|life| life.bytes <= SMALL) {
-        life.last += APART;
     }
     lifetimes
 }

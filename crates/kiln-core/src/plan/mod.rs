@@ -67,12 +67,13 @@ impl Plan {
     pub(crate) fn new(
         mut ops: Vec<Op<Tensor>>,
         options: PlanOptions,
+        joins: usize,
         supported: &dyn Fn(&Op<Tensor>) -> bool,
     ) -> Self {
         if options.fuse {
             ops = fuse::fuse(ops, supported);
         }
-        let (placements, arena_bytes) = arena::place(&ops);
+        let (placements, arena_bytes) = arena::place(&ops, joins);
         let mut plan = Self { steps: Vec::with_capacity(ops.len()), placements, arena_bytes };
         let edges = hazards::edges(&ops, &|tensor| plan.space(tensor));
         let mut since = 0;

@@ -25,8 +25,8 @@ pub(crate) const PART_DEPTH: usize = 512;
 /// Bytes of a panel.
 pub(crate) const PANEL_BYTES: usize = PAIR * PART_DEPTH * 2;
 
-/// Values of a part of a depth, but for the last: parts of about the same length, in whole blocks of every
-/// type that has such rows.
+/// Values of a part of a depth, but for the last: parts as alike as whole steps allow, which are whole
+/// blocks of every type that has such rows.
 pub(crate) fn part_depth(depth: usize) -> usize {
     const LONG_BLOCK: usize = 256;
     let step = if depth.is_multiple_of(LONG_BLOCK) { LONG_BLOCK } else { TILE_DEPTH };

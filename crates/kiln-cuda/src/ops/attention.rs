@@ -2,7 +2,7 @@
 
 use super::activations;
 use super::flash_attention_wgmma;
-use super::head_norm_rope::HeadNormRopeArgs;
+use super::head_norm_rope::{HeadNormRopeArgs, JOBS, WARP_VALUES};
 use crate::kernels::{HEAD_DIMS, Unit};
 use crate::lower::{Kernel, Lowering};
 use crate::runtime::graph::Param;
@@ -209,8 +209,6 @@ pub(crate) const PROMPT_ROWS: u64 = 16;
 const PART_KEYS: u64 = 64;
 /// Most parts: a warp merges them, and those of 8 heads fill a device.
 const PARTS: u64 = 32;
-/// Largest head dimension of the kernels that rotate: a lane has few pairs in registers.
-const ROTATED_DIM: u64 = 256;
 /// Warps of a block of `cached_attention.cu`.
 const PART_WARPS: u64 = 8;
 
@@ -455,14 +453,14 @@ pub(super) fn can_rotate(op: &CachedAttention<View>) -> bool {
         && k_cache.is_wide()
         && v_cache.is_wide()
         && !ring
-        && dim <= ROTATED_DIM
+        && dim <= WARP_VALUES
 }
 
 /// The attention of a token, with the operations before it that rotate its query and its key and append its key
 /// and its value, in this order.
 pub(super) fn rope_cached_attention(
     op: &CachedAttention<View>,
-    jobs: [HeadNormRopeArgs; 3],
+    jobs: [HeadNormRopeArgs; JOBS],
     lowering: &mut Lowering,
 ) {
     let parts = parts(op.k_cache.extent(1), op.ring);

@@ -12,7 +12,7 @@ use kiln_core::ops::{
 };
 
 kiln_core::kernel_args! {
-    /// Arguments of `head_norm_rope.cu`. Addresses of absent operands are 0.
+    /// Arguments of a job of `rope.cuh`. Addresses of absent operands are 0.
     pub(crate) struct HeadNormRopeArgs {
         /// `[T, H, D]`
         input: u64,
@@ -106,7 +106,17 @@ const WARPS: u64 = 4;
 /// Threads of a block of the table.
 const TABLE_THREADS: u64 = 128;
 /// Most operations on heads in one launch.
-const JOBS: usize = 3;
+pub(super) const JOBS: usize = 3;
+
+/// Pairs of values that a lane has in registers.
+const PAIRS: u64 = 4;
+/// Values of a head that a warp has in registers.
+pub(super) const WARP_VALUES: u64 = 2 * 32 * PAIRS;
+
+/// Sizes that `rope.cuh` shares.
+pub(crate) fn define() -> String {
+    format!("#define PAIRS {PAIRS}\n#define JOBS {JOBS}\n")
+}
 
 /// Cosines and sines of all tokens, computed once for all operations that rotate alike: addresses and
 /// bytes from row to row.
@@ -279,6 +289,9 @@ fn attended(op: &CachedAttention<View>, jobs: &[Job]) -> Option<[HeadNormRopeArg
         && unread(op.output)
         && kept(op.kv_len)
         && op.sinks.is_none_or(kept);
+    // A cache may be both that of keys and that of values.
+    let others = [(query, key), (query, value), (key, value)];
+    let fits = fits && others.iter().all(|(a, b)| !std::ptr::eq::<Job>(*a, *b));
     fits.then(|| [query, key, value].map(|job| job.args))
 }
 
@@ -468,6 +481,9 @@ mod tests {
         assert!(apart(&steps));
         let mut steps = layer(1, 128, DType::F16);
         change(&mut steps, |op| op.v_cache.address = 11 << 20);
+        assert!(apart(&steps));
+        let mut steps = layer(1, 128, DType::F16);
+        change(&mut steps, |op| op.v_cache = op.k_cache);
         assert!(apart(&steps));
         let mut steps = layer(1, 128, DType::F16);
         let Op::HeadNormRope(query) = &mut steps[QUERY].0 else { panic!() };

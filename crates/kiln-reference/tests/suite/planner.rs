@@ -1,12 +1,15 @@
 //! Hazards, barriers and the arena.
 
 use crate::common::*;
+use kiln_core::backend::{Backend, Buffer, Execute};
 use kiln_core::ops::*;
 use kiln_core::{
-    Barriers, DType, Error, Executable, Location, OpError, Plan, PlanOptions, Recording, Step,
-    Tensor,
+    Barriers, DType, Device, Error, Executable, Location, OpError, Plan, PlanOptions, Recording,
+    Shape, SharedBytes, Step, Tensor, Unsupported,
 };
+use kiln_reference::ReferenceBackend;
 use std::ops::Range;
+use std::sync::Arc;
 
 const UNFUSED: PlanOptions = PlanOptions { fuse: false, barriers: Barriers::Hazards };
 
@@ -171,6 +174,58 @@ fn the_arena_is_reused_by_lifetime() {
             let Location::Arena(base) = plan.locate(temp) else { panic!("not in the arena") };
             let row = temp.slice(0, 3..4).unwrap();
             assert_eq!(plan.locate(&row), Location::Arena(base + 3 * 128));
+        }
+    }
+}
+
+/// The reference, as a device that runs up to four steps in a kernel.
+struct Joins(ReferenceBackend);
+
+impl Backend for Joins {
+    fn name(&self) -> &'static str {
+        "joins"
+    }
+
+    fn description(&self) -> String {
+        self.0.description()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn Buffer>, Error> {
+        self.0.allocate(bytes)
+    }
+
+    fn import(&self, t: DType, shape: Shape, bytes: SharedBytes) -> Result<Box<dyn Buffer>, Error> {
+        self.0.import(t, shape, bytes)
+    }
+
+    fn supports(&self, op: &Op<Tensor>) -> Result<(), Unsupported> {
+        self.0.supports(op)
+    }
+
+    fn joins(&self) -> usize {
+        4
+    }
+
+    fn compile(&self, plan: Arc<Plan>) -> Result<Box<dyn Execute>, Error> {
+        self.0.compile(plan)
+    }
+}
+
+#[test]
+fn small_temporaries_keep_their_place_while_steps_may_join() {
+    let lab = Lab { device: Device::new(Joins(ReferenceBackend::default())) };
+    let x = lab.f32(&[1.0; 1024], [32, 32]);
+    for (n, expected) in [(1, 1), (5, 5), (6, 6), (20, 6)] {
+        let (step, temps, y) = chain(&lab, &x, n);
+        let plan = step.plan();
+        assert_eq!(plan.arena_bytes(), expected * 4096, "{n} temporaries");
+        step.run().unwrap();
+        assert_eq!(values(&y), [2f64.powi(n as i32 + 1); 1024]);
+        // Each is written in its step, read in the next, and stays for four more.
+        for (i, temp) in temps.iter().enumerate() {
+            for other in temps.iter().skip(i + 1).take(5) {
+                assert_ne!(plan.locate(temp), plan.locate(other), "{i}");
+            }
         }
     }
 }
