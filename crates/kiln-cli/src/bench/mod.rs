@@ -32,8 +32,9 @@ Examples:
 
 Prints tokens per second of the prompt (prefill) and of generation (decode): the median over the
 repeats, the lowest and the highest. Both begin with an empty context, or behind -d tokens, which are
-run once and not measured; a first run of each is not counted. The limits of the device come first: what it reads or copies from its memory, and what it
-multiplies; the last column is the share of its memory's bandwidth.
+run once and not measured; a first run of each is not counted. The limits of the device come first:
+what it reads or copies from its memory, and what it multiplies; the last column is the share of its
+memory's bandwidth.
 
 --compare runs another program's llama-bench in turn with each repeat, on the same file with the same
 -p, -n, -d and -t, and prints the ratio of the medians with its spread.";

@@ -1,6 +1,6 @@
 //! Attention against a key-value cache.
 
-use super::{Cases, turn};
+use super::{Cases, attention_options, turn};
 use crate::bounds::Bound;
 use crate::host::encode;
 use crate::program::{Agreement, Broken, Layout, Program, Slot};
@@ -220,15 +220,7 @@ fn add_one(cases: &mut Cases, s: Spec) {
          spread {}, {}",
         s.spread, s.layout
     );
-    if let Some(window) = s.window {
-        label.push_str(&format!(", window {window}"));
-    }
-    if let Some(cap) = s.softcap {
-        label.push_str(&format!(", softcap {cap}"));
-    }
-    if s.sinks {
-        label.push_str(", sinks");
-    }
+    label.push_str(&attention_options(s.window, s.softcap, s.sinks));
     cases.add(OP, route, label, move |p| {
         let op = build(p, &s)?;
         p.push(Op::CachedAttention(op));

@@ -1,7 +1,7 @@
 //! Decoding steps: heads normalised and rotated, appended to caches and attended to, in one recording.
 
 use super::head_norm_rope::rope;
-use super::{Cases, turn, within};
+use super::{Cases, attention_options, turn, within};
 use crate::bounds::{Bound, Family};
 use crate::host::encode;
 use crate::program::{Agreement, Check, Layout, Program, Slot, ints};
@@ -10,7 +10,6 @@ use kiln_core::DType;
 use kiln_core::ops::*;
 
 const OP: &str = "cached_attention";
-const CACHES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 #[derive(Clone, Copy)]
 struct Spec {
@@ -58,7 +57,7 @@ const SHAPES: [([usize; 2], usize, usize, RopePairing); 8] = [
 pub(super) fn add(cases: &mut Cases) {
     let mut index = 0;
     for (heads, dim, half, pairing) in SHAPES {
-        for cache in CACHES {
+        for cache in DType::FLOATS {
             let spec = Spec {
                 cache,
                 heads,
@@ -79,8 +78,13 @@ pub(super) fn add(cases: &mut Cases) {
     }
     // Parts that grow, rows that start anywhere, and more than one token.
     for (i, layout) in (0..4).map(|i| (i, Layout::turn(i))) {
-        let spec =
-            Spec { cache: turn(&CACHES, i), norm: i % 2 == 0, capacity: 2304, layout, ..BASE };
+        let spec = Spec {
+            cache: turn(&DType::FLOATS, i),
+            norm: i % 2 == 0,
+            capacity: 2304,
+            layout,
+            ..BASE
+        };
         fused(cases, spec, 2100 + i as u32, 2101 + i as u32);
         fused(cases, Spec { tokens: 3, capacity: 40, ..spec }, 30, 33);
     }
@@ -97,7 +101,7 @@ pub(super) fn add(cases: &mut Cases) {
     ];
     for (i, (start, kv_len)) in odd.into_iter().enumerate() {
         for window in [None, Some(20)] {
-            fused(cases, Spec { cache: turn(&CACHES, i), window, ..BASE }, start, kv_len);
+            fused(cases, Spec { cache: turn(&DType::FLOATS, i), window, ..BASE }, start, kv_len);
         }
     }
 }
@@ -171,15 +175,7 @@ fn label(s: Spec) -> String {
     if s.norm {
         label.push_str(", norm");
     }
-    if let Some(window) = s.window {
-        label.push_str(&format!(", window {window}"));
-    }
-    if let Some(cap) = s.softcap {
-        label.push_str(&format!(", softcap {cap}"));
-    }
-    if s.sinks {
-        label.push_str(", sinks");
-    }
+    label.push_str(&attention_options(s.window, s.softcap, s.sinks));
     label
 }
 

@@ -1,6 +1,6 @@
 //! Attention over given keys and values.
 
-use super::{Cases, turn};
+use super::{Cases, attention_options, turn};
 use crate::bounds::Bound;
 use crate::program::{Agreement, Check, Equality, Layout, Program, Slot};
 use crate::rng::Dist;
@@ -254,15 +254,7 @@ fn label(s: &Spec) -> String {
     if s.causal {
         label.push_str(", causal");
     }
-    if let Some(window) = s.window {
-        label.push_str(&format!(", window {window}"));
-    }
-    if let Some(cap) = s.softcap {
-        label.push_str(&format!(", softcap {cap}"));
-    }
-    if s.sinks {
-        label.push_str(", sinks");
-    }
+    label.push_str(&attention_options(s.window, s.softcap, s.sinks));
     if s.mask != MaskKind::None {
         label.push_str(&format!(", mask {:?}", s.mask));
     }

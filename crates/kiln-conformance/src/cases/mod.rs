@@ -90,6 +90,21 @@ fn within(family: Family, dtype: DType, values: usize) -> Agreement {
     Agreement::Within(Bound::of(family, dtype, values))
 }
 
+/// What a label says of the options of an attention.
+fn attention_options(window: Option<usize>, softcap: Option<f32>, sinks: bool) -> String {
+    let mut label = String::new();
+    if let Some(window) = window {
+        label.push_str(&format!(", window {window}"));
+    }
+    if let Some(cap) = softcap {
+        label.push_str(&format!(", softcap {cap}"));
+    }
+    if sinks {
+        label.push_str(", sinks");
+    }
+    label
+}
+
 /// Elements of a list by turns.
 fn turn<T: Copy>(list: &[T], index: usize) -> T {
     list[index % list.len()]

@@ -282,16 +282,16 @@ fn attended(op: &CachedAttention<View>, jobs: &[Job]) -> Option<[HeadNormRopeArg
     };
     let unread = |view| !touched(Access::reads, view);
     let kept = |view| !touched(Access::writes, view);
+    // A cache may be both that of keys and that of values.
+    let pairs: [[&Job; 2]; 3] = [[query, key], [query, value], [key, value]];
     let fits = jobs.len() == JOBS
+        && pairs.iter().all(|[a, b]| !std::ptr::eq(*a, *b))
         && start == value_start
         && attention::can_rotate(op)
         && unread(op.q)
         && unread(op.output)
         && kept(op.kv_len)
         && op.sinks.is_none_or(kept);
-    // A cache may be both that of keys and that of values.
-    let others = [(query, key), (query, value), (key, value)];
-    let fits = fits && others.iter().all(|(a, b)| !std::ptr::eq::<Job>(*a, *b));
     fits.then(|| [query, key, value].map(|job| job.args))
 }
 
