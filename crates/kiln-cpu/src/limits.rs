@@ -149,7 +149,7 @@ fn multiply_tile<S: Tiles, const V: usize, const N: usize>(s: S) -> u64 {
                 let (weights, columns) = (black_box(weights.as_ptr()), black_box(columns.as_ptr()));
                 let zero = [[s.splat_int(0); N]; V];
                 // SAFETY: so many fours of the strips and of the columns are inside their memory.
-                let dots = unsafe { s.dot_tile::<4, V, N>(zero, weights, columns, FOURS) };
+                let dots = unsafe { s.dot_tile::<4, V, N>(zero, weights, (columns, N), FOURS) };
                 for dots in &dots {
                     for dots in dots {
                         total = s.add(total, s.to_float(*dots));

@@ -452,6 +452,16 @@ pub(crate) fn prefetch_far(address: *const u8) {
     let _ = address;
 }
 
+/// Whether [`prefetch`] alone streams from memory as fast as with [`prefetch_far`] before it: on
+/// processors of AMD, which alone have SSE4a.
+#[inline(always)]
+pub(crate) fn has_one_hint() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("sse4a");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Evaluates an expression, generic over the token, for the chosen instruction set.
 macro_rules! with_simd {
     ($isa:expr, $simd:ident => $work:expr) => {

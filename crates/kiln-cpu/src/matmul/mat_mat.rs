@@ -2,7 +2,8 @@
 //! and multiplied with tiles of columns. Lane `l` of every vector belongs to row `l` of the strip.
 //!
 //! A panel has [`PANEL_DEPTH`] values of its strips, which stay in the nearest cache while all tiles
-//! of columns pass. The sums of a tile are f32 in memory: registers hold the integer sums of a group.
+//! of columns pass. Registers hold the integer sums of a group and, where there are enough, the f32 sums of
+//! a piece of a tile; in memory lie those of all columns.
 
 use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
@@ -189,11 +190,11 @@ impl Panel {
         Self { family, groups, range, fours: family.fours() }
     }
 
-    /// Adds the products with a tile of `N` columns to `sums`, `[N][V][16 rows]`.
+    /// Adds the products with columns `start..start + N` of a tile to `sums`, `[N][V][16 rows]`.
     ///
     /// # Safety
     /// The panel's type has `GROUP`, `BITS` and minima as `MINIMA` says, there are `V` strips,
-    /// `tile` is one of `N` columns that has the values of the panel, and the sums are writable.
+    /// `tile` has these columns and the values of the panel, and the sums are writable.
     #[inline(always)]
     pub(crate) unsafe fn multiply<
         S: Tiles,
@@ -205,42 +206,84 @@ impl Panel {
     >(
         &self,
         s: S,
-        tile: Tile,
+        (tile, start): (Tile, usize),
         sums: *mut f32,
     ) {
         let words = S::tile_planes(BITS) == Planes::Words;
         debug_assert_eq!((self.family.group, self.family.minima), (GROUP, MINIMA));
-        debug_assert_eq!(tile.width, N);
+        debug_assert!(start + N <= tile.width);
+        // A constant where tiles are one piece.
+        let width = if const { S::COLUMNS == COLUMN_STEP } { N } else { tile.width };
         // Bytes of a column's value.
         let value = if words { 2 } else { 1 };
-        let first = tile.first as *const u8;
-        let [factors, column_sums] = [tile.scales, tile.sums].map(|part| part as *const f32);
-        for index in 0..self.range.len() / GROUP {
-            let group = self.groups.skip(index, GROUP * value);
-            let columns = first.wrapping_add(index * GROUP * value * N);
-            // SAFETY: all offsets are inside the panel and the tile, by their layouts.
-            unsafe {
-                let mut dots = group.start::<S, V, N>(s);
-                let bytes = group.bytes.cast_const();
-                let fours = self.fours::<S, GROUP, BITS>();
-                dots = s.dot_tile::<BITS, V, N>(dots, bytes, columns, fours);
-                let factors = factors.add(index * GROUP / SCALE_GROUP * N);
-                for (v, dots) in dots.iter().enumerate() {
-                    let scale = s.load(group.scales.add(v * LANES));
-                    let mut minimum = scale;
-                    if MINIMA {
-                        minimum = s.load(group.minima.add(v * LANES));
-                    }
-                    for (column, dots) in dots.iter().enumerate() {
-                        let sum = sums.add((column * V + v) * LANES);
-                        let scaled = s.mul(scale, s.splat(*factors.add(column)));
-                        let mut total = s.fma(s.to_float(*dots), scaled, s.load(sum));
+        let first = (tile.first as *const u8).wrapping_add(4 * start);
+        let [factors, column_sums] =
+            [tile.scales, tile.sums].map(|part| (part as *const f32).wrapping_add(start));
+        let at = |v: usize, column: usize| sums.wrapping_add((column * V + v) * LANES);
+        // Whether registers hold the f32 sums, and those of two groups that share the scales of the columns.
+        let held = const { S::STRIPS > 1 };
+        let mut totals = [[s.splat(0.0); N]; V];
+        if held {
+            for (v, totals) in totals.iter_mut().enumerate() {
+                for (column, total) in totals.iter_mut().enumerate() {
+                    // SAFETY: by the contract.
+                    *total = unsafe { s.load(at(v, column)) };
+                }
+            }
+        }
+        for block in 0..self.range.len() / SCALE_GROUP {
+            let mut parts = [[s.splat(0.0); N]; V];
+            let factors = factors.wrapping_add(block * width);
+            for half in 0..SCALE_GROUP / GROUP {
+                let index = block * (SCALE_GROUP / GROUP) + half;
+                let group = self.groups.skip(index, GROUP * value);
+                let columns = first.wrapping_add(index * GROUP * value * width);
+                // SAFETY: all offsets are inside the panel and the tile, by their layouts.
+                unsafe {
+                    let mut dots = group.start::<S, V, N>(s);
+                    let bytes = group.bytes.cast_const();
+                    let fours = self.fours::<S, GROUP, BITS>();
+                    dots = s.dot_tile::<BITS, V, N>(dots, bytes, (columns, width), fours);
+                    for (v, dots) in dots.iter().enumerate() {
+                        let scale = s.load(group.scales.add(v * LANES));
+                        let mut minimum = scale;
                         if MINIMA {
-                            let column_sum = s.splat(*column_sums.add(index * N + column));
-                            total = s.fma(minimum, column_sum, total);
+                            minimum = s.load(group.minima.add(v * LANES));
                         }
-                        s.store(sum, total);
+                        for (column, dots) in dots.iter().enumerate() {
+                            let (part, dot) = (&mut parts[v][column], s.to_float(*dots));
+                            let mut total =
+                                if held { totals[v][column] } else { s.load(at(v, column)) };
+                            let factor = s.splat(*factors.add(column));
+                            if !held {
+                                total = s.fma(dot, s.mul(scale, factor), total);
+                            } else if half == 0 {
+                                *part = s.mul(dot, scale);
+                            } else {
+                                *part = s.fma(dot, scale, *part);
+                            }
+                            if held && half + 1 == SCALE_GROUP / GROUP {
+                                total = s.fma(*part, factor, total);
+                            }
+                            if MINIMA {
+                                let column_sum = s.splat(*column_sums.add(index * width + column));
+                                total = s.fma(minimum, column_sum, total);
+                            }
+                            if held {
+                                totals[v][column] = total;
+                            } else {
+                                s.store(at(v, column), total);
+                            }
+                        }
                     }
+                }
+            }
+        }
+        if held {
+            for (v, totals) in totals.into_iter().enumerate() {
+                for (column, total) in totals.into_iter().enumerate() {
+                    // SAFETY: by the contract.
+                    unsafe { s.store(at(v, column), total) };
                 }
             }
         }
@@ -349,7 +392,8 @@ impl Groups {
         unsafe {
             let dots = self.start::<S, V, COLUMN_STEP>(s);
             let bytes = self.bytes.cast_const();
-            let dots = s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, columns, fours);
+            let dots =
+                s.dot_tile::<BITS, V, COLUMN_STEP>(dots, bytes, (columns, COLUMN_STEP), fours);
             for (v, dots) in dots.iter().enumerate() {
                 let scale = s.load(self.scales.add(v * LANES));
                 for (at, dots) in dots.iter().enumerate() {

@@ -41,7 +41,7 @@ pub(crate) trait Tiles: Simd {
     }
 
     /// Adds the products of a tile: `V` strips of 16 rows, whose values of at most `BITS` bits lie by
-    /// fours of bytes (`[fours][V][16 rows][4]`), with one plane of `N` columns (`[fours][N][4]`).
+    /// fours of bytes (`[fours][V][16 rows][4]`), with one plane of `N` columns (`[fours][width][4]`).
     /// Where [`Tiles::tile_planes`] are words, a four of bytes has two values.
     ///
     /// # Safety
@@ -51,11 +51,11 @@ pub(crate) trait Tiles: Simd {
         self,
         mut acc: [[Self::I; N]; V],
         weights: *const u8,
-        columns: *const u8,
+        (columns, width): (*const u8, usize),
         fours: usize,
     ) -> [[Self::I; N]; V] {
         // SAFETY: by the contract.
-        unsafe { dot_fours::<Self, V, N>(self, &mut acc, weights, columns, fours) };
+        unsafe { dot_fours::<Self, V, N>(self, &mut acc, weights, (columns, width), fours) };
         acc
     }
 
@@ -131,7 +131,7 @@ unsafe fn dot_fours<S: Tiles, const V: usize, const N: usize>(
     s: S,
     acc: &mut [[S::I; N]; V],
     weights: *const u8,
-    columns: *const u8,
+    (columns, width): (*const u8, usize),
     fours: usize,
 ) {
     for four in 0..fours {
@@ -142,7 +142,7 @@ unsafe fn dot_fours<S: Tiles, const V: usize, const N: usize>(
                 *w = s.load_bytes(weights.add((four * V + v) * 4 * LANES));
             }
             for column in 0..N {
-                let y = s.splat_bytes4(columns.add(4 * (four * N + column)));
+                let y = s.splat_bytes4(columns.add(4 * (four * width + column)));
                 for (acc, w) in acc.iter_mut().zip(&w) {
                     acc[column] = s.dot_step(acc[column], *w, y);
                 }

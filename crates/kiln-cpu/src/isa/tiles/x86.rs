@@ -24,7 +24,7 @@ const fn byte_pattern(first: u32) -> i32 {
 unsafe fn dot_narrow<const BITS: u32, const N: usize>(
     acc: &mut [[__m256i; 2]; N],
     strip: *const u8,
-    columns: *const u8,
+    (columns, width): (*const u8, usize),
     fours: usize,
 ) {
     // Sums of so many pairs of products below `2^BITS * 127` stay within 16 bits.
@@ -32,11 +32,12 @@ unsafe fn dot_narrow<const BITS: u32, const N: usize>(
     // SAFETY: by the contract.
     unsafe {
         if BITS <= 4 && fours <= most {
-            return dot_run::<N>(acc, strip, columns, fours);
+            return dot_run::<N>(acc, strip, (columns, width), fours);
         }
         for start in (0..fours).step_by(most) {
             let strip = strip.add(start * 4 * LANES);
-            dot_run::<N>(acc, strip, columns.add(4 * start * N), most.min(fours - start));
+            let columns = columns.add(4 * start * width);
+            dot_run::<N>(acc, strip, (columns, width), most.min(fours - start));
         }
     }
 }
@@ -49,7 +50,7 @@ unsafe fn dot_narrow<const BITS: u32, const N: usize>(
 unsafe fn dot_run<const N: usize>(
     acc: &mut [[__m256i; 2]; N],
     strip: *const u8,
-    columns: *const u8,
+    (columns, width): (*const u8, usize),
     fours: usize,
 ) {
     let mut sums = [[compute!(_mm256_setzero_si256()); 2]; N];
@@ -58,7 +59,7 @@ unsafe fn dot_run<const N: usize>(
         let (w, y) = unsafe {
             let w: *const __m256i = strip.add(four * 4 * LANES).cast();
             let w = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
-            (w, columns.add(4 * four * N).cast::<i32>())
+            (w, columns.add(4 * four * width).cast::<i32>())
         };
         for (column, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as above.
@@ -158,15 +159,15 @@ impl<const VNNI: bool> Tiles for Avx2<VNNI> {
         self,
         mut acc: [[Self::I; N]; V],
         weights: *const u8,
-        columns: *const u8,
+        (columns, width): (*const u8, usize),
         fours: usize,
     ) -> [[Self::I; N]; V] {
         // SAFETY: by the contract.
         unsafe {
             if const { VNNI || BITS > 6 || V > 1 } {
-                dot_fours::<Self, V, N>(self, &mut acc, weights, columns, fours);
+                dot_fours::<Self, V, N>(self, &mut acc, weights, (columns, width), fours);
             } else {
-                dot_narrow::<BITS, N>(&mut acc[0], weights, columns, fours);
+                dot_narrow::<BITS, N>(&mut acc[0], weights, (columns, width), fours);
             }
         }
         acc

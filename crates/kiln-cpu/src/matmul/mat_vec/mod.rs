@@ -7,7 +7,7 @@ use super::Weights;
 use super::activations::{Layout, SCALE_GROUP};
 use super::float::ReadChunk;
 use super::format::CHUNK;
-use crate::isa::{LANES, LINE, Rows, Simd, prefetch, prefetch_far};
+use crate::isa::{LANES, LINE, Rows, Simd, has_one_hint, prefetch, prefetch_far};
 use blocks::{Blocks, SEGMENT};
 pub(crate) use blocks::{Order, RowFormat};
 use column::Column;
@@ -15,11 +15,38 @@ use column::Column;
 /// Most columns of f32 this route takes.
 pub(crate) const MAX_COLUMNS: usize = 8;
 
-/// How far ahead of the weights in use a row asks for more, in bytes: into the nearest cache.
-const AHEAD: usize = 1024;
+/// How far ahead of the weights in use a row asks for more, in bytes: memory answers late, and pages
+/// begin without a stream.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Into the nearest cache.
+    near: usize,
+    /// Into the next one, where the nearest has few places for lines on their way.
+    far: Option<usize>,
+}
 
-/// As [`AHEAD`], into the next one: memory answers late, and pages begin without a stream.
-const FAR_AHEAD: usize = 8192;
+impl Ahead {
+    #[inline(always)]
+    fn new() -> Self {
+        if has_one_hint() {
+            Self { near: 6144, far: None }
+        } else {
+            Self { near: 1024, far: Some(8192) }
+        }
+    }
+
+    /// Asks for what follows `bytes` that are about to be read.
+    #[inline(always)]
+    fn ask(self, from: *const u8, bytes: usize) {
+        for line in 0..bytes.div_ceil(LINE) {
+            let at = from.wrapping_add(line * LINE);
+            if let Some(far) = self.far {
+                prefetch_far(at.wrapping_add(far));
+            }
+            prefetch(at.wrapping_add(self.near));
+        }
+    }
+}
 
 /// Columns are padded to one of these, so that a kernel's accumulators are registers.
 pub(crate) const fn padded_columns(columns: usize) -> usize {
@@ -34,6 +61,7 @@ pub(crate) const fn padded_columns(columns: usize) -> usize {
 #[derive(Clone, Copy)]
 pub(crate) struct RowKernel {
     column: Column,
+    ahead: Ahead,
     row_bytes: usize,
     /// Segments that are whole.
     whole: usize,
@@ -51,7 +79,8 @@ impl RowKernel {
         let last = rest.saturating_sub(1);
         let offsets = std::array::from_fn(|block: usize| block.min(last) * F::DTYPE.block_bytes());
         let column = Column::new(layout.depth, packed);
-        Self { column, row_bytes: weights.row_bytes(), whole, rest, offsets }
+        let (ahead, row_bytes) = (Ahead::new(), weights.row_bytes());
+        Self { column, ahead, row_bytes, whole, rest, offsets }
     }
 
     /// The product of the row at `row` with the column, spread over the lanes.
@@ -69,7 +98,7 @@ impl RowKernel {
         // SAFETY: segments of the row and the column.
         unsafe {
             for _ in 0..self.whole {
-                ask_ahead(blocks.start, F::BYTES);
+                self.ahead.ask(blocks.start, F::BYTES);
                 segment::<S, F>(s, &blocks, y, F::UNITS, &mut sums);
                 blocks.start = blocks.start.wrapping_add(F::BYTES);
                 y = y.next();
@@ -82,16 +111,6 @@ impl RowKernel {
             }
         }
         s.add(sums[0], sums[1])
-    }
-}
-
-/// Asks for what follows `bytes` that are about to be read.
-#[inline(always)]
-fn ask_ahead(from: *const u8, bytes: usize) {
-    for line in 0..bytes.div_ceil(LINE) {
-        let at = from.wrapping_add(line * LINE);
-        prefetch_far(at.wrapping_add(FAR_AHEAD));
-        prefetch(at.wrapping_add(AHEAD));
     }
 }
 
@@ -177,9 +196,9 @@ pub(crate) unsafe fn float<S: Simd, const N: usize>(
 ) -> [f32; N] {
     let mut sums = [[s.splat(0.0); 2]; N];
     let mut chunk = [0f32; CHUNK];
-    let chunk_bytes = weights.row_bytes() * CHUNK / weights.k;
+    let (ahead, chunk_bytes) = (Ahead::new(), weights.row_bytes() * CHUNK / weights.k);
     for index in 0..weights.k.div_ceil(CHUNK) {
-        ask_ahead(weights.row(row).wrapping_add(index * chunk_bytes), chunk_bytes);
+        ahead.ask(weights.row(row).wrapping_add(index * chunk_bytes), chunk_bytes);
         // SAFETY: the chunk is inside the row and every packed column.
         unsafe {
             read(weights.row(row), index, weights.k - index * CHUNK, &mut chunk);

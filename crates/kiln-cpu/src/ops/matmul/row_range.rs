@@ -35,6 +35,20 @@ macro_rules! with_tile_width {
     };
 }
 
+/// As [`with_tile_width`], for the columns of a tile whose sums registers hold: in integers and in f32, and
+/// with groups of 16 values those of two groups.
+macro_rules! with_piece {
+    ($width:expr, $S:ident, $GROUP:ident, $N:ident => $work:expr) => {
+        if const { $S::COLUMNS > mat_mat::COLUMN_STEP && $GROUP == 32 } {
+            with_constant!(if $width == 12 { 6 } else { 4 }, [4, 6], $N => $work)
+        } else if const { $S::COLUMNS > mat_mat::COLUMN_STEP } {
+            with_constant!(4, [4], $N => $work)
+        } else {
+            with_constant!($width, [4], $N => $work)
+        }
+    };
+}
+
 /// As [`with_constant`], for the kernels of a block type: values per scale, bits, and minima.
 macro_rules! with_family {
     ($family:expr, $S:ident, $GROUP:ident, $BITS:ident, $MINIMA:ident => $work:expr) => {
@@ -209,11 +223,16 @@ impl RowRange<'_> {
                             ahead.ask(prefetch);
                             let sums = sums_of(index, tile * layout.tile);
                             let tile = columns.tile(tile);
-                            with_tile_width!(tile.width, S, N => s.run(#[inline(always)] || {
-                                // SAFETY: the panel is one of this family; the tile has `N` columns.
-                                unsafe {
-                                    panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(s, tile, sums)
-                                };
+                            with_piece!(tile.width, S, GROUP, N => s.run(#[inline(always)] || {
+                                for start in (0..tile.width).step_by(N) {
+                                    let sums = sums.wrapping_add(start * V * LANES);
+                                    // SAFETY: the panel is one of this family; the tile has the columns.
+                                    unsafe {
+                                        panel.multiply::<S, GROUP, BITS, MINIMA, V, N>(
+                                            s, (tile, start), sums,
+                                        );
+                                    }
+                                }
                             }));
                         }
                         let second = columns.band(band);
