@@ -233,12 +233,22 @@ impl Panel {
         }
         for block in 0..self.range.len() / SCALE_GROUP {
             let mut parts = [[s.splat(0.0); N]; V];
+            let of_block = block * (SCALE_GROUP / GROUP)..(block + 1) * (SCALE_GROUP / GROUP);
             let factors = factors.wrapping_add(block * width);
-            for half in 0..SCALE_GROUP / GROUP {
-                let index = block * (SCALE_GROUP / GROUP) + half;
+            // SAFETY: all offsets are inside the panel and the tile, by their layouts.
+            let factor = |column: usize| s.splat(unsafe { *factors.add(column) });
+            let minimum = |index: usize, v: usize| {
+                // SAFETY: as above.
+                unsafe { s.load(self.groups.minima.add((index * V + v) * LANES)) }
+            };
+            let column_sum = |index: usize, column: usize| {
+                // SAFETY: as above.
+                s.splat(unsafe { *column_sums.add(index * width + column) })
+            };
+            for index in of_block.clone() {
                 let group = self.groups.skip(index, GROUP * value);
                 let columns = first.wrapping_add(index * GROUP * value * width);
-                // SAFETY: all offsets are inside the panel and the tile, by their layouts.
+                // SAFETY: as above.
                 unsafe {
                     let mut dots = group.start::<S, V, N>(s);
                     let bytes = group.bytes.cast_const();
@@ -246,34 +256,35 @@ impl Panel {
                     dots = s.dot_tile::<BITS, V, N>(dots, bytes, (columns, width), fours);
                     for (v, dots) in dots.iter().enumerate() {
                         let scale = s.load(group.scales.add(v * LANES));
-                        let mut minimum = scale;
-                        if MINIMA {
-                            minimum = s.load(group.minima.add(v * LANES));
-                        }
+                        let minimum = if MINIMA && !held { minimum(index, v) } else { scale };
                         for (column, dots) in dots.iter().enumerate() {
-                            let (part, dot) = (&mut parts[v][column], s.to_float(*dots));
-                            let mut total =
-                                if held { totals[v][column] } else { s.load(at(v, column)) };
-                            let factor = s.splat(*factors.add(column));
-                            if !held {
-                                total = s.fma(dot, s.mul(scale, factor), total);
-                            } else if half == 0 {
-                                *part = s.mul(dot, scale);
-                            } else {
-                                *part = s.fma(dot, scale, *part);
-                            }
-                            if held && half + 1 == SCALE_GROUP / GROUP {
-                                total = s.fma(*part, factor, total);
-                            }
-                            if MINIMA {
-                                let column_sum = s.splat(*column_sums.add(index * width + column));
-                                total = s.fma(minimum, column_sum, total);
-                            }
+                            let dot = s.to_float(*dots);
                             if held {
-                                totals[v][column] = total;
-                            } else {
-                                s.store(at(v, column), total);
+                                let part = &mut parts[v][column];
+                                let first = index == of_block.start;
+                                *part = if first {
+                                    s.mul(dot, scale)
+                                } else {
+                                    s.fma(dot, scale, *part)
+                                };
+                                continue;
                             }
+                            let mut total = s.load(at(v, column));
+                            total = s.fma(dot, s.mul(scale, factor(column)), total);
+                            if MINIMA {
+                                total = s.fma(minimum, column_sum(index, column), total);
+                            }
+                            s.store(at(v, column), total);
+                        }
+                    }
+                }
+            }
+            if held {
+                for (v, (parts, totals)) in parts.iter().zip(&mut totals).enumerate() {
+                    for (column, (part, total)) in parts.iter().zip(totals).enumerate() {
+                        *total = s.fma(*part, factor(column), *total);
+                        for index in if MINIMA { of_block.clone() } else { 0..0 } {
+                            *total = s.fma(minimum(index, v), column_sum(index, column), *total);
                         }
                     }
                 }
