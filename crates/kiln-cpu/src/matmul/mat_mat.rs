@@ -237,7 +237,7 @@ impl Panel {
             let factors = factors.wrapping_add(block * width);
             // SAFETY: all offsets are inside the panel and the tile, by their layouts.
             let factor = |column: usize| s.splat(unsafe { *factors.add(column) });
-            let minimum = |index: usize, v: usize| {
+            let minima = |index: usize, v: usize| {
                 // SAFETY: as above.
                 unsafe { s.load(self.groups.minima.add((index * V + v) * LANES)) }
             };
@@ -256,7 +256,7 @@ impl Panel {
                     dots = s.dot_tile::<BITS, V, N>(dots, bytes, (columns, width), fours);
                     for (v, dots) in dots.iter().enumerate() {
                         let scale = s.load(group.scales.add(v * LANES));
-                        let minimum = if MINIMA && !held { minimum(index, v) } else { scale };
+                        let minimum = if MINIMA && !held { minima(index, v) } else { scale };
                         for (column, dots) in dots.iter().enumerate() {
                             let dot = s.to_float(*dots);
                             if held {
@@ -283,8 +283,10 @@ impl Panel {
                 for (v, (parts, totals)) in parts.iter().zip(&mut totals).enumerate() {
                     for (column, (part, total)) in parts.iter().zip(totals).enumerate() {
                         *total = s.fma(*part, factor(column), *total);
-                        for index in if MINIMA { of_block.clone() } else { 0..0 } {
-                            *total = s.fma(minimum(index, v), column_sum(index, column), *total);
+                        if MINIMA {
+                            for index in of_block.clone() {
+                                *total = s.fma(minima(index, v), column_sum(index, column), *total);
+                            }
                         }
                     }
                 }

@@ -2,7 +2,7 @@
 
 use super::{Product, Route};
 use crate::isa::{Isa, LANES, Rows, Simd, Tiles, prefetch, with_simd, with_unit};
-use crate::matmul::activations::Layout;
+use crate::matmul::activations::{Layout, SCALE_GROUP};
 use crate::matmul::column_tiles::BAND;
 use crate::matmul::float::{self, ReadChunk};
 use crate::matmul::format::with_format;
@@ -39,12 +39,11 @@ macro_rules! with_tile_width {
 /// with groups of 16 values those of two groups.
 macro_rules! with_piece {
     ($width:expr, $S:ident, $GROUP:ident, $N:ident => $work:expr) => {
-        if const { $S::COLUMNS > mat_mat::COLUMN_STEP && $GROUP == 32 } {
+        if const { $S::COLUMNS > mat_mat::COLUMN_STEP && $GROUP == SCALE_GROUP } {
             with_constant!(if $width == 12 { 6 } else { 4 }, [4, 6], $N => $work)
-        } else if const { $S::COLUMNS > mat_mat::COLUMN_STEP } {
-            with_constant!(4, [4], $N => $work)
         } else {
-            with_constant!($width, [4], $N => $work)
+            const $N: usize = mat_mat::COLUMN_STEP;
+            $work
         }
     };
 }
